@@ -1,0 +1,78 @@
+"""Argument checks shared by the whole package.
+
+All of them read only shapes, dtypes and Python numbers: none reads a tensor's values, so none
+makes a GPU wait, and all of them trace through ``torch.compile(fullgraph=True)``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_shape(name: str, tensor: Tensor, pattern: str, **sizes: tuple[int, str]) -> None:
+    """Check the number of axes of ``tensor`` and the sizes that are already known.
+
+    Args:
+        name: Name of the argument, for the message.
+        tensor: The argument.
+        pattern: Names of the axes, such as ``"M D"``.
+        **sizes: For an axis, its size and where that size comes from: ``D=(128, "query")``.
+    """
+    axes = pattern.split()
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"`{name}` must be a tensor of shape ({_join(axes)}); got {type(tensor).__name__}"
+        )
+    fits = tensor.ndim == len(axes) and all(
+        axis not in sizes or size == sizes[axis][0]
+        for axis, size in zip(axes, tensor.shape, strict=True)
+    )
+    if not fits:
+        known = [
+            f"{axis}={sizes[axis][0]} (from `{sizes[axis][1]}`)" for axis in axes if axis in sizes
+        ]
+        where = f" with {', '.join(known)}" if known else ""
+        raise ValueError(
+            f"`{name}` must have shape ({_join(axes)}){where}; got {tuple(tensor.shape)}"
+        )
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Check that ``tensor`` holds real floating-point numbers."""
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"`{name}` must be a floating-point tensor; got {tensor.dtype}. "
+            f"Convert it with `{name}.float()`"
+        )
+
+
+def check_ids(name: str, ids: Tensor, rows: int, source: str) -> None:
+    """Check that ``ids`` is an integer vector with one entry per row of ``source``."""
+    check_shape(name, ids, "B", B=(rows, source))
+    if ids.is_floating_point() or ids.is_complex():
+        raise TypeError(f"`{name}` must be an integer tensor; got {ids.dtype}")
+
+
+def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Check that two tensors live on the same device."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"`{name}` is on {tensor.device} but `{other_name}` is on {other.device}; "
+            "move them to the same device"
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Check that a Python number is above zero."""
+    if not value > 0:
+        raise ValueError(f"`{name}` must be above 0; got {value}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Check that a string is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}; got {value!r}")
+
+
+def _join(axes: list[str]) -> str:
+    return ", ".join(axes) + ("," if len(axes) == 1 else "")

@@ -1,0 +1,22 @@
+"""Fixtures shared by every test file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import iivcl
+
+
+def pytest_report_header() -> str:
+    return f"iivcl {iivcl.__version__} from {iivcl.__path__[0]}, torch {torch.__version__}"
+
+
+@pytest.fixture(autouse=True)
+def seeded_and_restored_rng() -> Iterator[None]:
+    """Start every test from one seed, and let none leave its random state to the next."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
