@@ -1,0 +1,283 @@
+"""Exact top-k rows of a bank, at about the cost of the matrix product alone.
+
+The k best rows of a chunk lie in its k best blocks, where a block is 16 neighbouring rows and its
+rank is that of its best row: were a block with one of the k best rows not among the k best blocks,
+k other blocks would each hold a better row. So one pass computes the similarities tile by tile,
+keeps nothing of a tile but its block maxima, and a second pass looks only into the k best blocks.
+"""
+
+import torch
+from torch import Tensor
+
+from .._checks import check_floating, check_same_device, check_shape
+from .._precision import full_float32
+
+__all__ = ["exact_topk"]
+
+_BLOCK = 16  # rows that share one maximum
+_TILE = 2048  # bank rows whose similarities are held at once on the CPU: they stay in its cache
+_FAR = 1e30  # subtracted from the similarity of an excluded row; cosines lie in [-1, 1]
+_CANDIDATE_BYTES = 2**24  # rows of the best blocks gathered at once in the second pass
+
+
+def exact_topk(
+    query: Tensor,
+    bank: Tensor,
+    k: int,
+    *,
+    mask: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find the k rows of a bank with the largest inner product, exactly.
+
+    ``values[i, j]`` is the j-th largest ``query[i] . bank[m]`` over the rows m that ``mask``
+    allows, computed and compared in float32 whatever the inputs' dtype, autocast or TF32 setting.
+    Rows that tie within float32 rounding come in any order. The (B, M) similarity matrix is never
+    held: memory is O(B x chunk_size).
+
+    Args:
+        query: (B, D) float.
+        bank: (M, D) float.
+        k: Number of rows to find, 1 to M.
+        mask: Rows that may be found, (M,) for all queries or (B, M), bool; default: all.
+        chunk_size: Bank rows searched between two merges of the running top-k; default: chosen
+            for the device.
+
+    Returns:
+        ``values`` (B, k) float32, descending, and ``indices`` (B, k) int64. Where fewer than k
+        rows are allowed, the values left over are -inf and their indices are meaningless.
+
+    Raises:
+        ValueError: Shapes or devices do not match, or ``k`` or ``chunk_size`` is out of range.
+        TypeError: ``query`` or ``bank`` is not floating-point, or ``mask`` is not bool.
+
+    Example:
+        >>> import torch
+        >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+        >>> values, indices = exact_topk(torch.tensor([[0.0, 2.0]]), bank, 2)
+        >>> values, indices
+        (tensor([[2.0000, 1.6000]]), tensor([[1, 2]]))
+    """
+    check_shape("query", query, "B D")
+    check_shape("bank", bank, "M D", D=(query.shape[1], "query"))
+    check_floating("query", query)
+    check_floating("bank", bank)
+    check_same_device("bank", bank, "query", query)
+    rows = bank.shape[0]
+    if not 1 <= k <= rows:
+        raise ValueError(f"`k` must be in [1, {rows}], the number of rows of `bank`; got {k}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"`mask` must be a bool tensor; got {mask.dtype}")
+        check_same_device("mask", mask, "query", query)
+        if mask.ndim == 1:
+            check_shape("mask", mask, "M", M=(rows, "bank"))
+        else:
+            check_shape("mask", mask, "B M", B=(query.shape[0], "query"), M=(rows, "bank"))
+    row_mask, pair_mask = (mask, None) if mask is None or mask.ndim == 1 else (None, mask)
+    return search(query, bank, k, chunk_size=chunk_size, row_mask=row_mask, pair_mask=pair_mask)
+
+
+def search(
+    query: Tensor,
+    bank: Tensor,
+    k: int,
+    *,
+    chunk_size: int | None = None,
+    row_mask: Tensor | None = None,
+    pair_mask: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Search the allowed rows: by row (M,), by pair (B, M), and by different ids (B,) and (M,).
+
+    Ids are for rows of unit length only: an equal id moves the similarity out of reach of a cosine.
+    """
+    chunk_size = chunk_size or _default_chunk_size(query, bank)
+    arguments = (
+        query.detach(),
+        bank.detach(),
+        k,
+        chunk_size,
+        row_mask,
+        pair_mask,
+        query_ids,
+        bank_ids,
+    )
+    # One opaque node in a compiled graph, however many chunks the bank has.
+    return _search_op(*arguments) if torch.compiler.is_compiling() else _search(*arguments)
+
+
+def _default_chunk_size(query: Tensor, bank: Tensor) -> int:
+    if query.device.type == "cpu":
+        return 65536
+    return max(_TILE, 2**25 // max(query.shape[0], 1))  # 128 MiB of similarities
+
+
+def _search(
+    query: Tensor,
+    bank: Tensor,
+    k: int,
+    chunk_size: int,
+    row_mask: Tensor | None,
+    pair_mask: Tensor | None,
+    query_ids: Tensor | None,
+    bank_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad(), full_float32(query):
+        query = query.float()
+        columns = _Columns(query, bank, row_mask, pair_mask, query_ids, bank_ids)
+        values = query.new_full((query.shape[0], k), -torch.inf)
+        indices = torch.zeros_like(values, dtype=torch.int64)
+        for start in range(0, bank.shape[0], chunk_size):
+            stop = min(start + chunk_size, bank.shape[0])
+            # Few rows per k: the second pass would read as much as the first.
+            direct = stop - start < 8 * _BLOCK * k
+            found = (_search_directly if direct else _search_blocks)(columns, start, stop, k)
+            values, order = torch.cat([values, found[0]], 1).topk(k)
+            indices = torch.cat([indices, found[1]], 1).gather(1, order)
+        return _rescore(query, bank, values, indices)
+
+
+class _Columns:
+    """Similarities (rows, B) of a range of bank rows to all queries, excluded pairs far below.
+
+    Bank rows run down and queries across, so that a maximum over neighbouring rows is a vertical,
+    vectorised operation and the masks of whole rows come with the product as its bias.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        bank: Tensor,
+        row_mask: Tensor | None,
+        pair_mask: Tensor | None,
+        query_ids: Tensor | None,
+        bank_ids: Tensor | None,
+    ) -> None:
+        self.query, self.query_t, self.bank = query, query.T.contiguous(), bank
+        self.bias = None
+        if row_mask is not None:  # 0 or -inf, (M, 1)
+            self.bias = query.new_zeros(bank.shape[0], 1).masked_fill_(
+                ~row_mask[:, None], -torch.inf
+            )
+        self.pair_mask = pair_mask
+        self.query_ids, self.bank_ids = query_ids, bank_ids
+        if query_ids is not None and bank_ids is not None:
+            self.query_halves, self.bank_halves = _halves(query_ids), _halves(bank_ids)
+
+    def tile(self, start: int, stop: int, out: Tensor) -> Tensor:
+        """Write the similarities of rows ``start`` to ``stop`` into ``out`` (stop - start, B)."""
+        rows = self.bank[start:stop].float()
+        if self.bias is None:
+            torch.mm(rows, self.query_t, out=out)
+        else:
+            torch.addmm(self.bias[start:stop], rows, self.query_t, out=out)
+        if self.query_ids is not None:
+            # Two int32 halves compared straight into float32 take a third of the time of one
+            # int64 comparison and a masked fill.
+            low = torch.eq(
+                self.bank_halves[0, start:stop, None],
+                self.query_halves[0],
+                out=torch.empty_like(out),
+            )
+            high = torch.eq(
+                self.bank_halves[1, start:stop, None],
+                self.query_halves[1],
+                out=torch.empty_like(out),
+            )
+            out.addcmul_(low, high, value=-_FAR)
+        if self.pair_mask is not None:
+            out.masked_fill_(~self.pair_mask[:, start:stop].T, -torch.inf)
+        return out
+
+    def pairs(self, rows: Tensor, queries: slice) -> Tensor:
+        """Compute the similarities (b, R) of a few ``rows`` (b, R) of the bank per query."""
+        similarity = _inner_products(self.query[queries], self.bank, rows)
+        if self.bias is not None:
+            similarity += self.bias[rows].squeeze(2)
+        if self.query_ids is not None and self.bank_ids is not None:
+            same = self.bank_ids[rows] == self.query_ids[queries, None]
+            similarity.masked_fill_(same, -torch.inf)
+        if self.pair_mask is not None:
+            similarity.masked_fill_(~self.pair_mask[queries].gather(1, rows), -torch.inf)
+        return similarity
+
+
+def _halves(ids: Tensor) -> Tensor:
+    return ids.to(torch.int64).contiguous().view(torch.int32).view(-1, 2).T.contiguous()  # (2, M)
+
+
+def _tiles(columns: _Columns, start: int, stop: int) -> range:
+    return range(start, stop, _TILE if columns.query.device.type == "cpu" else stop - start)
+
+
+def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Tensor, Tensor]:
+    batch, dim = columns.query.shape
+    blocks = -(-(stop - start) // _BLOCK)
+    maxima = columns.query.new_empty(blocks, batch)
+    tiles = _tiles(columns, start, stop)
+    buffer = columns.query.new_empty(-(-tiles.step // _BLOCK) * _BLOCK, batch)
+    for tile in tiles:
+        rows = min(tile + tiles.step, stop) - tile
+        whole = -(-rows // _BLOCK) * _BLOCK
+        columns.tile(tile, tile + rows, buffer[:rows])
+        buffer[rows:whole] = -torch.inf  # the rest of the bank's last block
+        first = (tile - start) // _BLOCK
+        torch.amax(
+            buffer[:whole].view(-1, _BLOCK, batch),
+            dim=1,
+            out=maxima[first : first + whole // _BLOCK],
+        )
+    best = maxima.T.contiguous().topk(k, sorted=False).indices  # (B, k) blocks
+    offsets = torch.arange(_BLOCK, device=best.device)
+    candidates = (best[:, :, None] * _BLOCK + offsets).flatten(1) + start  # (B, k * 16) rows
+    beyond = candidates >= stop
+    candidates.clamp_(max=stop - 1)
+    step = max(1, _CANDIDATE_BYTES // (4 * dim * candidates.shape[1]))
+    queries = [slice(first, first + step) for first in range(0, batch, step)]
+    scores = [columns.pairs(candidates[part], part) for part in queries]
+    similarity = (
+        torch.cat(scores).masked_fill_(beyond, -torch.inf)
+        if scores
+        else maxima.new_empty(candidates.shape)
+    )
+    values, order = similarity.topk(k, sorted=False)
+    return values, candidates.gather(1, order)
+
+
+def _search_directly(columns: _Columns, start: int, stop: int, k: int) -> tuple[Tensor, Tensor]:
+    similarity = columns.query.new_empty(stop - start, columns.query.shape[0])
+    columns.tile(start, stop, similarity)
+    values, indices = similarity.T.contiguous().topk(min(k, stop - start), sorted=False)
+    return values, indices + start
+
+
+def _rescore(query: Tensor, bank: Tensor, values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the winners' values one by one, so that they do not depend on chunks or batch."""
+    scores = _inner_products(query, bank, indices).masked_fill_(values < -_FAR / 2, -torch.inf)
+    values, order = scores.sort(dim=1, descending=True)
+    return values, indices.gather(1, order)
+
+
+def _inner_products(query: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
+    """Multiply each query (B, D) with its own ``rows`` (B, R) of the bank, to (B, R)."""
+    gathered = bank.index_select(0, rows.flatten()).float().view(*rows.shape, -1)
+    return gathered.mul_(query[:, None]).sum(2)
+
+
+_search_op = torch.library.custom_op(
+    "iivcl::search",
+    _search,
+    mutates_args=(),
+    schema="(Tensor query, Tensor bank, int k, int chunk_size, Tensor? row_mask, "
+    "Tensor? pair_mask, Tensor? query_ids, Tensor? bank_ids) -> (Tensor, Tensor)",
+)
+
+
+@_search_op.register_fake
+def _(query: Tensor, bank: Tensor, k: int, *_: object) -> tuple[Tensor, Tensor]:
+    values = query.new_empty((query.shape[0], k), dtype=torch.float32)
+    return values, torch.empty_like(values, dtype=torch.int64)
