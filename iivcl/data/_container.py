@@ -1,0 +1,63 @@
+"""Opening a video file, and the one error that everything wrong with it turns into."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+__all__ = ["DecodeError", "StrPath", "decode_errors", "open_video"]
+
+StrPath = str | os.PathLike[str]
+
+
+class DecodeError(RuntimeError):
+    """A video cannot be read; the message names the file and the cause.
+
+    Raised for a path that is missing, empty, or a folder without frames, for a file without a
+    video stream, and for data that the decoder rejects.
+
+    Example:
+        >>> from iivcl.data import DecodeError, probe
+        >>> try:
+        ...     probe("missing.mp4")
+        ... except DecodeError as error:
+        ...     print(error)
+        missing.mp4: No such file or directory
+    """
+
+
+@contextmanager
+def decode_errors(path: StrPath) -> Iterator[None]:
+    """Turn what FFmpeg or the file system raises into a `DecodeError` that names ``path``."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise DecodeError(f"{os.fspath(path)}: {error.strerror or error}") from error
+
+
+@contextmanager
+def open_video(path: StrPath, *, num_threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file and its best video stream, the one that a player would choose."""
+    name = os.fspath(path)
+    with decode_errors(path):
+        if os.path.isfile(name) and os.path.getsize(name) == 0:
+            raise DecodeError(f"{name}: the file is empty")
+        # "file:" keeps a colon in a name from being read as a protocol; text tags of any encoding
+        # are of no interest here and must not raise.
+        with av.open(f"file:{name}", metadata_errors="ignore") as container:
+            stream = container.streams.best("video")
+            # A cover picture in an audio file counts as a video stream of one frame.
+            if not isinstance(stream, VideoStream) or _is_cover(stream):
+                raise DecodeError(f"{name}: the file holds no video stream")
+            stream.codec_context.thread_count = num_threads
+            stream.codec_context.thread_type = "SLICE" if num_threads == 1 else "AUTO"
+            yield container, stream
+
+
+def _is_cover(stream: VideoStream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)

@@ -1,0 +1,192 @@
+"""Which frames make a clip: integer arithmetic that never touches a file."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from iivcl._checks import check_choice, check_positive, check_shape
+
+__all__ = ["clip_indices", "clip_span", "random_clip_starts", "uniform_clip_starts"]
+
+
+def random_clip_starts(
+    video_frames: int,
+    *,
+    num_frames: int,
+    stride: float = 1,
+    clips_per_video: int = 2,
+    power: float = 1.0,
+    min_gap: int = 0,
+    max_gap: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Draw the first frames of the clips of one video.
+
+    By default every start is uniform over the video and independent of the others. For a pair of
+    clips the law of the gap ``d`` between the starts can be chosen: its density over [0, M] is
+
+    .. math:: f(d) = \frac{a + 1}{a M} \Big( 1 - (d / M)^a \Big)
+
+    with a -> ``power`` and M -> the largest gap that fits, rounded to whole frames so that
+    ``power=1`` is exactly the law of two independent uniform starts. A smaller power favours close
+    clips, a larger one tends to a uniform gap. The pair is uniform over the video given its gap.
+
+    Args:
+        video_frames: Frames in the video. One shorter than a clip gives starts of 0.
+        num_frames: Frames per clip.
+        stride: Frames from one frame of a clip to the next; may be fractional.
+        clips_per_video: V, clips to draw.
+        power: The exponent a, above 0. Other than 1 only for V = 2.
+        min_gap: Smallest gap in frames, cut to the largest that fits. Only for V = 2.
+        max_gap: Largest gap in frames, or None. Only for V = 2.
+        generator: Source of randomness; the global one when None.
+
+    Returns:
+        (V,) int64 starts in random order.
+
+    Raises:
+        ValueError: A number is out of range, or a gap law is asked of other than two clips.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> starts = random_clip_starts(300, num_frames=8, stride=8, generator=generator)
+        >>> starts.shape, bool((starts <= 300 - 57).all())
+        (torch.Size([2]), True)
+
+    Source:
+        Qian et al., "Spatiotemporal Contrastive Video Representation Learning", section 3.3.
+    """
+    num_starts = _num_starts(video_frames, num_frames, stride, clips_per_video)
+    check_positive("power", power)
+    if min_gap < 0 or (max_gap is not None and max_gap < min_gap):
+        raise ValueError(
+            f"`min_gap` and `max_gap` must satisfy 0 <= min_gap <= max_gap; "
+            f"got {min_gap} and {max_gap}"
+        )
+    if power == 1 and min_gap == 0 and max_gap is None:
+        return torch.randint(num_starts, (clips_per_video,), generator=generator)
+    if clips_per_video != 2:
+        raise ValueError(
+            "`power`, `min_gap` and `max_gap` describe the gap of a pair: they need "
+            f"`clips_per_video` = 2; got {clips_per_video}"
+        )
+
+    gaps = torch.arange(num_starts, dtype=torch.float64)
+    weights = 1 - (gaps / num_starts) ** power
+    weights[0] /= 2  # a gap of 0 comes from one ordered pair, any other from two
+    weights[: min(min_gap, num_starts - 1)] = 0
+    if max_gap is not None:
+        weights[max_gap + 1 :] = 0
+    gap = int(torch.multinomial(weights, 1, generator=generator))
+    first = int(torch.randint(num_starts - gap, (1,), generator=generator))
+    order = torch.randperm(2, generator=generator)
+    return torch.tensor([first, first + gap])[order]
+
+
+def uniform_clip_starts(
+    video_frames: int, *, num_frames: int, stride: float = 1, clips_per_video: int = 10
+) -> Tensor:
+    """Spread the clips evenly over the video, from its first frame to its last, for evaluation.
+
+    ``start_v = floor(v * M / (V - 1) + 1/2)`` with M -> the last start that fits; a single clip
+    is the middle one.
+
+    Args:
+        video_frames: Frames in the video. One shorter than a clip gives starts of 0.
+        num_frames: Frames per clip.
+        stride: Frames from one frame of a clip to the next; may be fractional.
+        clips_per_video: V, clips to place.
+
+    Returns:
+        (V,) int64 starts, ascending.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    Example:
+        >>> uniform_clip_starts(100, num_frames=8, stride=4, clips_per_video=3)
+        tensor([ 0, 36, 71])
+    """
+    last = _num_starts(video_frames, num_frames, stride, clips_per_video) - 1
+    if clips_per_video == 1:
+        return torch.tensor([last // 2])
+    steps = clips_per_video - 1
+    return (2 * torch.arange(clips_per_video) * last + steps) // (2 * steps)
+
+
+def clip_indices(
+    starts: Tensor,
+    video_frames: int,
+    *,
+    num_frames: int,
+    stride: float = 1,
+    short: Literal["loop", "clamp", "mirror", "error"] = "loop",
+) -> Tensor:
+    """Turn clip starts into frame indices: ``start + floor(t * stride + 1/2)``.
+
+    Args:
+        starts: (V,) int64 first frames.
+        video_frames: Frames in the video.
+        num_frames: T, frames per clip.
+        stride: Frames from one frame of a clip to the next; may be fractional, such as
+            ``fps * seconds``.
+        short: What comes after the last frame of a video that is too short: ``"loop"`` starts
+            again at the first, ``"clamp"`` repeats the last, ``"mirror"`` plays backwards (the
+            last frame is not repeated), ``"error"`` raises.
+
+    Returns:
+        (V, T) int64, each in [0, ``video_frames``).
+
+    Raises:
+        ValueError: A number is out of range, or ``short="error"`` and a clip does not fit.
+
+    Example:
+        >>> clip_indices(torch.tensor([0, 3]), 6, num_frames=4, stride=1.5, short="clamp")
+        tensor([[0, 2, 3, 5],
+                [3, 5, 5, 5]])
+    """
+    check_shape("starts", starts, "V")
+    check_choice("short", short, ("loop", "clamp", "mirror", "error"))
+    _num_starts(video_frames, num_frames, stride, 1)
+    indices = starts[:, None] + _offsets(num_frames, stride)  # (V, T)
+    if short == "loop":
+        return indices % video_frames
+    if short == "clamp":
+        return indices.clamp(max=video_frames - 1)
+    if short == "mirror":
+        indices = indices % max(2 * (video_frames - 1), 1)  # one way and back
+        return torch.minimum(indices, 2 * (video_frames - 1) - indices)
+    if (indices >= video_frames).any():
+        raise ValueError(
+            f"a clip of {num_frames} frames at stride {stride} needs frame {int(indices.max())}, "
+            f"but the video has {video_frames} frames; choose another `short`"
+        )
+    return indices
+
+
+def clip_span(num_frames: int, stride: float) -> int:
+    """Count the frames from the first to the last of a clip, both included."""
+    return int(_offsets(num_frames, stride)[-1]) + 1
+
+
+def _offsets(num_frames: int, stride: float) -> Tensor:
+    return torch.floor(torch.arange(num_frames, dtype=torch.float64) * stride + 0.5).long()
+
+
+def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:
+    """Check the numbers and count the starts at which a clip fits, at least 1."""
+    for name, value in (
+        ("video_frames", video_frames),
+        ("num_frames", num_frames),
+        ("clips_per_video", clips_per_video),
+    ):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {value}")
+    check_positive("stride", stride)
+    if not math.isfinite(stride):
+        raise ValueError(f"`stride` must be finite; got {stride}")
+    return max(video_frames - clip_span(num_frames, stride), 0) + 1
