@@ -1,0 +1,38 @@
+"""Video augmentation that is consistent over time by construction: one draw per clip.
+
+Every transform takes a batch of clips (B, C, T, H, W), uint8 or floating. Its parameters differ
+from clip to clip and hold for all the frames of a clip; there is no flag that says so. A transform
+is stateless: ``make_params`` draws, ``apply`` computes, and calling it does both.
+"""
+
+from iivcl.augment import functional
+from iivcl.augment._color import ColorJitter, Normalize, RandomGrayscale, RandomSolarize, ToFloat
+from iivcl.augment._filters import GaussianBlur
+from iivcl.augment._geometry import (
+    CenterCrop,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ResizeShortSide,
+)
+from iivcl.augment._presets import evaluation, moco_v2, rho_moco
+from iivcl.augment._transform import Compose, RandomApply, Transform
+
+__all__ = [
+    "CenterCrop",
+    "ColorJitter",
+    "Compose",
+    "GaussianBlur",
+    "Normalize",
+    "RandomApply",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomSolarize",
+    "ResizeShortSide",
+    "ToFloat",
+    "Transform",
+    "evaluation",
+    "functional",
+    "moco_v2",
+    "rho_moco",
+]

@@ -1,0 +1,137 @@
+"""Pipelines of published methods."""
+
+from __future__ import annotations
+
+from iivcl.augment._color import ColorJitter, Normalize, RandomGrayscale, ToFloat
+from iivcl.augment._filters import GaussianBlur
+from iivcl.augment._geometry import (
+    CenterCrop,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ResizeShortSide,
+)
+from iivcl.augment._transform import Compose, RandomApply
+
+__all__ = ["evaluation", "moco_v2", "rho_moco"]
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_KINETICS_MEAN, _KINETICS_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+
+
+def moco_v2(size: int) -> Compose:
+    """Augmentation of MoCo v2, with one draw per clip.
+
+    Crop area [0.2, 1]; flip 0.5; jitter 0.4/0.4/0.4/0.1 with p 0.8; gray 0.2; blur sigma
+    U(0.1, 2.0) with p 0.5; ImageNet mean and std.
+
+    Args:
+        size: Height and width of the result in pixels.
+
+    Returns:
+        From (B, 3, T, H, W) uint8 to (B, 3, T, size, size) float32; ``[:2]`` is its geometry and
+        ``[2:]`` its colours.
+
+    Example:
+        >>> import torch
+        >>> moco_v2(112)(torch.zeros(2, 3, 8, 128, 170, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 8, 112, 112])
+
+    Source:
+        Chen et al., "Improved Baselines with Momentum Contrastive Learning" (arXiv 2003.04297).
+        Their blur is PIL's; here it has taps over a tenth of the frame, as in SimCLR.
+    """
+    return _contrastive(
+        size, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), mean=_IMAGENET_MEAN, std=_IMAGENET_STD
+    )
+
+
+def rho_moco(size: int) -> Compose:
+    """Augmentation of rho-MoCo ("aug+"), with one draw per clip.
+
+    Crop area [0.2, 0.766], aspect [3/4, 4/3]; flip 0.5; jitter 0.6/0.6/0.6/0.15 with p 0.8; gray
+    0.2; blur sigma U(0.1, 2.0) with p 0.5; mean 0.45 and std 0.225.
+
+    Args:
+        size: Height and width of the result in pixels.
+
+    Returns:
+        From (B, 3, T, H, W) uint8 to (B, 3, T, size, size) float32; ``[:2]`` is its geometry and
+        ``[2:]`` its colours.
+
+    Example:
+        >>> rho_moco(224)
+        Compose(
+            RandomResizedCrop(224, scale=(0.2, 0.766), ratio=(0.75, 1.333)),
+            RandomHorizontalFlip(p=0.5),
+            ToFloat(torch.float32),
+            RandomApply(ColorJitter(brightness=0.6, contrast=0.6, saturation=0.6, hue=0.15), p=0.8),
+            RandomGrayscale(p=0.2),
+            RandomApply(GaussianBlur(23, sigma=(0.1, 2.0)), p=0.5),
+            Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
+        )
+
+    Source:
+        Feichtenhofer et al., "A Large-Scale Study on Unsupervised Spatiotemporal Representation
+        Learning" (arXiv 2104.14558), and the released configuration ``MoCo_SlowR50_8x8``. Their
+        blur is PIL's; here it has taps over a tenth of the frame, as in SimCLR.
+    """
+    return _contrastive(
+        size,
+        scale=(0.2, 0.766),
+        jitter=(0.6, 0.6, 0.6, 0.15),
+        mean=_KINETICS_MEAN,
+        std=_KINETICS_STD,
+    )
+
+
+def evaluation(size: int) -> Compose:
+    """Short side to ``size * 8 / 7`` (256 for 224), the middle of the frame, mean 0.45, std 0.225.
+
+    Args:
+        size: Height and width of the result in pixels.
+
+    Returns:
+        From (B, 3, T, H, W) uint8 to (B, 3, T, size, size) float32; nothing is random.
+
+    Example:
+        >>> evaluation(224)
+        Compose(
+            ResizeShortSide(256),
+            CenterCrop(224),
+            ToFloat(torch.float32),
+            Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
+        )
+    """
+    return Compose(
+        ResizeShortSide(round(size * 8 / 7)),
+        CenterCrop(size),
+        ToFloat(),
+        Normalize(mean=_KINETICS_MEAN, std=_KINETICS_STD),
+    )
+
+
+def _contrastive(
+    size: int,
+    *,
+    scale: tuple[float, float],
+    jitter: tuple[float, float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Compose:
+    """Crop, flip, jitter, gray and blur: the family that all the presets belong to.
+
+    The flip stands second, wherever the paper has it: it commutes with all that follows.
+    """
+    brightness, contrast, saturation, hue = jitter
+    color = ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+    blur = GaussianBlur(2 * (size // 20) + 1, sigma=(0.1, 2.0))
+    return Compose(
+        RandomResizedCrop(size, scale=scale, ratio=ratio),
+        RandomHorizontalFlip(p=0.5),
+        ToFloat(),
+        RandomApply(color, p=0.8),
+        RandomGrayscale(p=0.2),
+        RandomApply(blur, p=0.5),
+        Normalize(mean=mean, std=std),
+    )

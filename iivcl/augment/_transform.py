@@ -1,0 +1,234 @@
+"""What a transform is, and how transforms are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Generic, NamedTuple, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from iivcl.augment.functional._clip import check_video, select_clips
+
+__all__ = ["Compose", "RandomApply", "Transform"]
+
+Params = TypeVar("Params")
+
+
+class Transform(nn.Module, Generic[Params]):
+    """Base of all transforms: draw one set of parameters per clip, then apply it to all its frames.
+
+    A subclass gives :meth:`make_params` and :meth:`apply`, and :meth:`output_size` when it changes
+    height or width. Transforms keep no state between calls.
+    """
+
+    def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> Params:
+        """Draw the parameters of every clip.
+
+        Args:
+            video: (B, C, T, H, W); only its shape, dtype and device are read.
+            generator: Source of randomness; by default that of the device of ``video``.
+
+        Returns:
+            Tensors whose first axis is B, on the device of ``video``; an empty tuple when nothing
+            is random.
+        """
+        raise NotImplementedError
+
+    def apply(self, video: Tensor, params: Params) -> Tensor:  # type: ignore[override]
+        """Apply parameters that :meth:`make_params` drew.
+
+        Args:
+            video: (B, C, T, H, W) uint8 or floating.
+            params: What :meth:`make_params` returned.
+
+        Returns:
+            (B, C, T, H', W').
+        """
+        raise NotImplementedError
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for frames of this height and width."""
+        return height, width
+
+    def forward(self, video: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw parameters and apply them.
+
+        Args:
+            video: (B, C, T, H, W) uint8 or floating.
+            generator: Source of randomness; the global one stays untouched when it is given.
+
+        Returns:
+            (B, C, T, H', W').
+        """
+        check_video(video)
+        return self.apply(video, self.make_params(video, generator))
+
+
+class Compose(Transform[tuple[Any, ...]]):
+    """Apply transforms one after another.
+
+    A slice is again a ``Compose``, so a pipeline splits into two parts that run in two places:
+    ``in_worker, on_device = pipeline[:2], pipeline[2:]``.
+
+    Args:
+        *transforms: Transforms in the order of their application.
+
+    Example:
+        >>> from iivcl.augment import RandomHorizontalFlip, RandomResizedCrop, ToFloat
+        >>> pipeline = Compose(RandomResizedCrop(112), RandomHorizontalFlip(), ToFloat())
+        >>> pipeline[1:]
+        Compose(
+            RandomHorizontalFlip(p=0.5),
+            ToFloat(torch.float32),
+        )
+    """
+
+    def __init__(self, *transforms: Transform[Any]) -> None:
+        super().__init__()
+        for transform in transforms:
+            _check_transform("transforms", transform)
+        self.transforms = nn.ModuleList(transforms)
+
+    def make_params(
+        self, video: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Any, ...]:
+        """Draw the parameters of every transform; see :meth:`Transform.make_params`."""
+        params = []
+        for transform in self:
+            params.append(transform.make_params(video, generator))
+            size = transform.output_size(*video.shape[-2:])
+            if size != video.shape[-2:]:  # a stand-in of the next shape that holds one number
+                video = video.new_empty(()).expand(*video.shape[:-2], *size)
+        return tuple(params)
+
+    def apply(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:  # type: ignore[override]
+        """Apply every transform with its parameters; see :meth:`Transform.apply`."""
+        for transform, own in zip(self, params, strict=True):
+            video = transform.apply(video, own)
+        return video
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after all transforms."""
+        for transform in self:
+            height, width = transform.output_size(height, width)
+        return height, width
+
+    def __len__(self) -> int:
+        return len(self.transforms)
+
+    def __iter__(self) -> Iterator[Transform[Any]]:
+        return iter(self.transforms)  # type: ignore[arg-type]
+
+    @overload
+    def __getitem__(self, index: int) -> Transform[Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Compose: ...
+    def __getitem__(self, index: int | slice) -> Transform[Any]:
+        if isinstance(index, slice):
+            return Compose(*list(self)[index])
+        return list(self)[index]
+
+    def __repr__(self) -> str:
+        lines = "".join(f"    {line},\n" for t in self for line in repr(t).splitlines())
+        return f"Compose(\n{lines})" if len(self) else "Compose()"
+
+
+class RandomApplyParams(NamedTuple):
+    """Parameters of :class:`RandomApply`."""
+
+    where: Tensor
+    """(B,) bool, the clips that are transformed."""
+    inner: Any
+    """Parameters of the transform, drawn for every clip."""
+
+
+class RandomApply(Transform[RandomApplyParams]):
+    """Apply a transform to every clip with probability ``p``.
+
+    Args:
+        transform: A transform that keeps height, width and dtype.
+        p: Probability, in [0, 1].
+
+    Example:
+        >>> from iivcl.augment import GaussianBlur
+        >>> RandomApply(GaussianBlur(11, sigma=(0.1, 2.0)), p=0.5)
+        RandomApply(GaussianBlur(11, sigma=(0.1, 2.0)), p=0.5)
+    """
+
+    def __init__(self, transform: Transform[Any], *, p: float) -> None:
+        super().__init__()
+        _check_transform("transform", transform)
+        self.transform = transform
+        self.p = check_probability(p)
+
+    def make_params(
+        self, video: Tensor, generator: torch.Generator | None = None
+    ) -> RandomApplyParams:
+        """Draw the choice and the parameters; see :meth:`Transform.make_params`."""
+        where = draw_uniform(video, generator) < self.p
+        return RandomApplyParams(where, self.transform.make_params(video, generator))
+
+    def apply(self, video: Tensor, params: RandomApplyParams) -> Tensor:  # type: ignore[override]
+        """Transform the chosen clips; see :meth:`Transform.apply`."""
+
+        def changed(clips: Tensor, rows: Tensor) -> Tensor:
+            out = self.transform.apply(clips, take_clips(params.inner, rows))
+            if out.shape != clips.shape or out.dtype != clips.dtype:
+                raise ValueError(
+                    f"`transform` must keep shape and dtype inside RandomApply; got "
+                    f"{tuple(out.shape)} {out.dtype} from {tuple(clips.shape)} {clips.dtype}"
+                )
+            return out
+
+        return select_clips("where", params.where, video, changed)
+
+    def __repr__(self) -> str:
+        return f"RandomApply({self.transform!r}, p={self.p})"
+
+
+def draw_uniform(
+    video: Tensor,
+    generator: torch.Generator | None,
+    low: float = 0.0,
+    high: float = 1.0,
+    *,
+    columns: int | None = None,
+) -> Tensor:
+    """Draw (B,) or (B, columns) numbers from [low, high) for the clips of ``video``."""
+    shape = (video.shape[0],) if columns is None else (video.shape[0], columns)
+    device = video.device if generator is None else generator.device
+    unit = torch.rand(shape, device=device, generator=generator)
+    return (low + (high - low) * unit).to(video.device, non_blocking=True)
+
+
+def take_clips(params: Any, rows: Tensor) -> Any:
+    """Take the parameters of some clips out of nested tuples of (B, ...) tensors."""
+    if isinstance(params, Tensor):
+        return params.to(rows.device, non_blocking=True)[rows]
+    taken = [take_clips(value, rows) for value in params]
+    return type(params)(*taken) if hasattr(params, "_fields") else tuple(taken)
+
+
+def check_probability(p: float) -> float:
+    """Return ``p``, or say that it is no probability."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"`p` must be in [0, 1]; got {p}")
+    return p
+
+
+def check_range(
+    name: str, bounds: tuple[float, float], low: float, high: float = float("inf")
+) -> tuple[float, float]:
+    """Return ``bounds`` as two floats, or say that they are reversed or out of [low, high]."""
+    first, last = (float(bound) for bound in bounds)
+    if not low <= first <= last <= high:
+        raise ValueError(
+            f"`{name}` must be (low, high) with {low} <= low <= high <= {high}; got {bounds}"
+        )
+    return first, last
+
+
+def _check_transform(name: str, transform: object) -> None:
+    if not isinstance(transform, Transform):
+        raise TypeError(f"`{name}` must be iivcl transforms; got {type(transform).__name__}")

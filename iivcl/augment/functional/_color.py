@@ -1,0 +1,292 @@
+"""What pixels hold: colour, each clip with its own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from iivcl.augment.functional._clip import (
+    check_channels,
+    check_unit_range,
+    check_video,
+    per_clip,
+    select_clips,
+)
+
+__all__ = [
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "normalize",
+    "solarize",
+    "to_float",
+    "to_grayscale",
+]
+
+
+def to_float(video: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Turn uint8 values 0..255 into floats within [0, 1]; floats keep their values.
+
+    Args:
+        video: (B, C, T, H, W) uint8 or floating.
+        dtype: Floating dtype of the result.
+
+    Returns:
+        (B, C, T, H, W) in ``dtype``.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating, or ``dtype`` is not floating.
+        ValueError: ``video`` has another rank.
+
+    Example:
+        >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 1, 3)).flatten()
+        tensor([0.0000, 0.2000, 1.0000])
+    """
+    check_video(video)
+    if not dtype.is_floating_point:
+        raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
+    if video.is_floating_point():
+        return video.to(dtype)
+    return video.to(torch.promote_types(dtype, torch.float32)).div_(255).to(dtype)
+
+
+def normalize(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Compute ``(video - mean) / std`` per channel.
+
+    Args:
+        video: (B, C, T, H, W); uint8 goes through :func:`to_float` first.
+        mean: C numbers, on the scale [0, 1].
+        std: C numbers above 0, on the scale [0, 1].
+
+    Returns:
+        (B, C, T, H, W), float32 for uint8 and the dtype of ``video`` otherwise.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating.
+        ValueError: ``video`` has another rank or number of channels, or ``std`` is not above 0.
+
+    Example:
+        >>> video = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 1, 3)
+        >>> normalize(video, mean=[0.5], std=[0.25]).flatten()
+        tensor([-2.,  0.,  2.])
+    """
+    check_video(video)
+    if not len(mean) == len(std) == video.shape[1]:
+        raise ValueError(
+            f"`mean` and `std` must have one number for each of the {video.shape[1]} channels of "
+            f"`video`; got {len(mean)} and {len(std)}"
+        )
+    if min(std, default=1.0) <= 0:
+        raise ValueError(f"`std` must be above 0; got {tuple(std)}")
+    video = to_float(video, video.dtype if video.is_floating_point() else torch.float32)
+    scale = _per_channel([1 / s for s in std], video)
+    shift = _per_channel([-m / s for m, s in zip(mean, std, strict=True)], video)
+    return torch.addcmul(shift, video, scale)
+
+
+def _per_channel(values: Sequence[float], video: Tensor) -> Tensor:
+    """(C, 1, 1, 1) on the device of ``video``; filled there, since a copy would make it wait."""
+    filled = [torch.full((1, 1, 1), v, dtype=video.dtype, device=video.device) for v in values]
+    return torch.stack(filled)
+
+
+def adjust_brightness(video: Tensor, factor: Tensor) -> Tensor:
+    """Multiply every clip by its factor and clamp to the range of the dtype.
+
+    Args:
+        video: (B, C, T, H, W), C 1 or 3, uint8 or floats within [0, 1].
+        factor: (B,) at least 0; 1 changes nothing, 0 is black.
+
+    Returns:
+        (B, C, T, H, W) in the dtype of ``video``; uint8 is rounded down.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating.
+        ValueError: A shape or a value is out of range; values are read on the CPU alone.
+
+    Example:
+        >>> adjust_brightness(torch.full((2, 3, 1, 1, 1), 0.5), torch.tensor([0.5, 3.0]))[:, 0]
+        tensor([[[[0.2500]]],
+        <BLANKLINE>
+        <BLANKLINE>
+                [[[1.0000]]]])
+    """
+    check_unit_range(video)
+    return _clamp_like(video * per_clip("factor", factor, video, low=0), video)
+
+
+def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
+    """Blend every frame with its mean gray level.
+
+    ``factor * frame + (1 - factor) * mean(gray(frame))``, clamped to the range of the dtype. Each
+    frame has its own mean; the factor is the clip's.
+
+    Args:
+        video: (B, C, T, H, W), C 1 or 3, uint8 or floats within [0, 1].
+        factor: (B,) at least 0; 1 changes nothing, 0 is a plain gray.
+
+    Returns:
+        (B, C, T, H, W) in the dtype of ``video``; uint8 is rounded down.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating.
+        ValueError: A shape or a value is out of range; values are read on the CPU alone.
+
+    Example:
+        >>> video = torch.tensor([0.25, 0.75]).view(1, 1, 1, 1, 2)
+        >>> adjust_contrast(video, torch.tensor([0.5])).flatten()
+        tensor([0.3750, 0.6250])
+    """
+    check_unit_range(video)
+    mean = _gray(video).mean(dim=(1, 3, 4), keepdim=True)  # (B, 1, T, 1, 1)
+    return _blend(video, mean, per_clip("factor", factor, video, low=0))
+
+
+def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
+    """Blend every pixel with its gray level.
+
+    ``factor * pixel + (1 - factor) * gray(pixel)``, clamped to the range of the dtype. Videos of
+    one channel stay as they are.
+
+    Args:
+        video: (B, C, T, H, W), C 1 or 3, uint8 or floats within [0, 1].
+        factor: (B,) at least 0; 1 changes nothing, 0 is gray.
+
+    Returns:
+        (B, C, T, H, W) in the dtype of ``video``; uint8 is rounded down.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating.
+        ValueError: A shape or a value is out of range; values are read on the CPU alone.
+
+    Example:
+        >>> video = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1, 1)
+        >>> adjust_saturation(video, torch.tensor([0.0])).flatten()
+        tensor([0.2989, 0.2989, 0.2989])
+    """
+    check_unit_range(video)
+    factor = per_clip("factor", factor, video, low=0)
+    return video if video.shape[1] == 1 else _blend(video, _gray(video), factor)
+
+
+def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of every clip by its share of the colour circle.
+
+    In HSV, ``h + shift`` modulo 1; saturation and value stay. Videos of one channel stay as they
+    are.
+
+    Args:
+        video: (B, C, T, H, W), C 1 or 3, uint8 or floats within [0, 1].
+        shift: (B,) within [-0.5, 0.5]; 0 changes nothing, 1/3 turns red into green.
+
+    Returns:
+        (B, C, T, H, W) in the dtype of ``video``; uint8 is rounded down.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating.
+        ValueError: A shape or a value is out of range; values are read on the CPU alone.
+
+    Example:
+        >>> red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1, 1)
+        >>> adjust_hue(red, torch.tensor([0.5])).flatten()
+        tensor([0., 1., 1.])
+    """
+    check_unit_range(video)
+    shift = per_clip("shift", shift, video, low=-0.5, high=0.5)
+    if video.shape[1] == 1:
+        return video
+    rgb = to_float(video, torch.promote_types(video.dtype, torch.float32))
+    red, green, blue = rgb.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
+    value, lowest = rgb.amax(dim=1, keepdim=True), rgb.amin(dim=1, keepdim=True)
+    chroma = value - lowest
+    span = torch.where(chroma > 0, chroma, 1)
+    sextant = torch.where(  # hue in [-1, 5), in sixths of the circle
+        value == red,
+        (green - blue) / span,
+        torch.where(value == green, (blue - red) / span + 2, (red - green) / span + 4),
+    )
+    sextant = sextant + 6 * shift
+
+    # Channel n of a colour of hue h: value - chroma * max(0, min(k, 4 - k, 1)), k = (n + h) mod 6.
+    k = torch.cat([sextant + 5, sextant + 3, sextant + 1], dim=1).remainder(6)
+    turned = value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    if video.is_floating_point():
+        return turned.to(video.dtype)
+    return (turned * (256 - 1e-3)).to(video.dtype)  # equal bins: floor of [0, 256)
+
+
+def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
+    """Turn the chosen clips gray, keeping their channels.
+
+    ``0.2989 red + 0.587 green + 0.114 blue``; videos of one channel stay as they are.
+
+    Args:
+        video: (B, C, T, H, W), C 1 or 3, uint8 or floats.
+        where: (B,) bool, which clips to turn gray.
+
+    Returns:
+        (B, C, T, H, W) in the dtype of ``video``; uint8 is rounded down.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating, or ``where`` is not bool.
+        ValueError: A shape is wrong.
+
+    Example:
+        >>> green = torch.tensor([0, 255, 0], dtype=torch.uint8).view(1, 3, 1, 1, 1)
+        >>> to_grayscale(green, torch.tensor([True])).flatten()
+        tensor([149, 149, 149], dtype=torch.uint8)
+    """
+    check_channels(video)
+    return select_clips(
+        "where", where, video, lambda clips, rows: _gray(clips).to(clips.dtype).expand_as(clips)
+    )
+
+
+def solarize(video: Tensor, threshold: Tensor) -> Tensor:
+    """Invert the pixels that are at or above the threshold of their clip.
+
+    Args:
+        video: (B, C, T, H, W), C 1 or 3, uint8 or floats within [0, 1].
+        threshold: (B,) on the scale of ``video``: 0..255 for uint8, 0..1 for floats. ``inf``
+            leaves a clip as it is.
+
+    Returns:
+        (B, C, T, H, W) in the dtype of ``video``.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating.
+        ValueError: A shape or a value is out of range; values are read on the CPU alone.
+
+    Example:
+        >>> video = torch.tensor([0, 100, 128, 255], dtype=torch.uint8).view(1, 1, 1, 1, 4)
+        >>> solarize(video, torch.tensor([128])).flatten()
+        tensor([  0, 100, 127,   0], dtype=torch.uint8)
+    """
+    check_unit_range(video)
+    threshold = per_clip("threshold", threshold, video)
+    return torch.where(video >= threshold, _largest(video) - video, video)
+
+
+def _largest(video: Tensor) -> int:
+    return 1 if video.is_floating_point() else 255
+
+
+def _gray(video: Tensor) -> Tensor:
+    """Gray level (B, 1, T, H, W), a whole number for uint8 though its dtype is float32."""
+    if video.shape[1] == 1:
+        return video if video.is_floating_point() else video.float()
+    red, green, blue = video.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
+    gray = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return gray if video.is_floating_point() else gray.floor_()
+
+
+def _blend(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return _clamp_like(factor * video + (1 - factor) * other, video)
+
+
+def _clamp_like(values: Tensor, video: Tensor) -> Tensor:
+    """Clamp to the range of ``video`` and return to its dtype."""
+    return values.clamp(0, _largest(video)).to(video.dtype)

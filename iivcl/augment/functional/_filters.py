@@ -1,0 +1,53 @@
+"""Filters that mix neighbouring pixels of one frame."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from iivcl.augment.functional._clip import check_video, per_clip
+from iivcl.augment.functional._separable import apply_separable, gaussian_weights
+
+__all__ = ["gaussian_blur"]
+
+
+def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+    """Blur every frame with a Gaussian, each clip with its own width; frames do not mix.
+
+    Args:
+        video: (B, C, T, H, W) uint8 or floating.
+        sigma: (B,) standard deviation in pixels, above 0.
+        kernel_size: Odd number of taps; the frame is reflected at its border, so that
+            ``kernel_size // 2`` must be below its height and width.
+
+    Returns:
+        (B, C, T, H, W) in the dtype of ``video``; uint8 is rounded to the nearest.
+
+    Raises:
+        TypeError: ``video`` is neither uint8 nor floating.
+        ValueError: A shape is wrong, ``sigma`` is not above 0 (read on the CPU alone), or
+            ``kernel_size`` is even or too large.
+
+    Example:
+        >>> import torch
+        >>> impulse = torch.tensor([0.0, 0, 1, 0, 0]).expand(1, 1, 1, 5, 5)
+        >>> gaussian_blur(impulse, torch.tensor([1.0]), 3)[0, 0, 0, 0]
+        tensor([0.0000, 0.2741, 0.4519, 0.2741, 0.0000])
+    """
+    check_video(video)
+    check_kernel_size(kernel_size)
+    height, width = video.shape[-2:]
+    if kernel_size // 2 >= min(height, width):
+        raise ValueError(
+            f"`kernel_size` {kernel_size} reaches {kernel_size // 2} pixels, which must be less "
+            f"than the height and width of `video`; got {height} x {width}"
+        )
+    sigma = per_clip("sigma", sigma, video, low=1e-6).flatten()
+    vertical = gaussian_weights(sigma, kernel_size, height)
+    horizontal = gaussian_weights(sigma, kernel_size, width)
+    return apply_separable(video, vertical, horizontal)
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Check that a kernel has a middle tap."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"`kernel_size` must be odd and at least 1; got {kernel_size}")

@@ -1,0 +1,80 @@
+"""Linear maps of frames that work on rows and columns apart, as two batched matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def apply_separable(video: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+    """Compute ``vertical @ frame @ horizontal.T`` for every frame, each clip with its matrices.
+
+    Integers keep their dtype and are rounded to the nearest.
+
+    Args:
+        video: (B, C, T, H, W).
+        vertical: (B, h, H) weights, float32.
+        horizontal: (B, w, W) weights, float32.
+
+    Returns:
+        (B, C, T, h, w) in the dtype of ``video``.
+    """
+    b, c, t, height, width = video.shape
+    out_height, out_width = vertical.shape[1], horizontal.shape[1]
+    dtype = torch.promote_types(video.dtype, torch.float32)
+    if video.dtype == torch.uint8 and video.device.type == "cuda":
+        dtype = torch.float16  # holds 0..255 exactly and runs on tensor cores, which sum in float32
+    rows = video.to(dtype).reshape(b, c * t * height, width)
+    rows = rows @ horizontal.to(dtype).mT  # (B, CTH, w)
+    frames = rows.view(b, c * t, height, out_width)
+    frames = vertical.to(dtype).unsqueeze(1) @ frames  # (B, CT, h, w)
+    if not video.is_floating_point():
+        frames = frames.round().clamp(0, 255)
+    return frames.to(video.dtype).view(b, c, t, out_height, out_width)
+
+
+def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
+    """Weights that resize the span [start, start + length) of an axis, bilinear with antialiasing.
+
+    Output i is centred at ``start + (i + 1/2) * scale`` with ``scale = length / out_size``, and
+    weighs the pixels of the span by a triangle of half-width ``max(scale, 1)``.
+
+    Args:
+        start: (B,) first pixel of the span.
+        length: (B,) pixels of the span.
+        in_size: Pixels of the axis.
+        out_size: Pixels wanted.
+
+    Returns:
+        (B, out_size, in_size) float32, rows sum to 1.
+    """
+    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+    scale = length / out_size
+    centers = start + (torch.arange(out_size, device=start.device).view(-1, 1) + 0.5) * scale
+    pixels = torch.arange(in_size, device=start.device) + 0.5
+    weights = (1 - (pixels - centers).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights * ((pixels > start) & (pixels < start + length))
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def gaussian_weights(sigma: Tensor, kernel_size: int, size: int) -> Tensor:
+    """Weights that blur an axis with a Gaussian of ``kernel_size`` taps, reflected at the ends.
+
+    Args:
+        sigma: (B,) standard deviation in pixels.
+        kernel_size: Odd number of taps, at most ``2 * size - 1``.
+        size: Pixels of the axis.
+
+    Returns:
+        (B, size, size) float32, rows sum to 1.
+    """
+    radius = kernel_size // 2
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    taps = torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)) ** 2, dim=1)  # (B, kernel_size)
+    # Reflection without repeating the end pixel: -1 -> 1, size -> size - 2.
+    source = torch.arange(size, device=sigma.device).view(-1, 1) + offsets  # (size, kernel_size)
+    source = (size - 1) - ((size - 1) - source.abs()).abs()
+    weights = taps.new_zeros(len(sigma), size, size)
+    return weights.scatter_add(
+        2, source.expand(len(sigma), -1, -1), taps.unsqueeze(1).expand(-1, size, -1)
+    )
