@@ -1,0 +1,97 @@
+"""The 18-layer video networks of torchvision, with the classifier removed."""
+
+from __future__ import annotations
+
+from torchvision.models import WeightsEnum, video
+
+from ._resnet import VideoResNet
+
+__all__ = ["mc3_18", "r2plus1d_18", "r3d_18"]
+
+
+def r3d_18(
+    *, weights: WeightsEnum | str | None = None, gradient_checkpointing: bool = False
+) -> VideoResNet:
+    """Build R3D-18: 3x3x3 convolutions, 512 features, time and space reduced by 8 and 16.
+
+    The names in the state dict are torchvision's, without ``fc``.
+
+    Args:
+        weights: As in ``torchvision.models.video.r3d_18``, such as ``"KINETICS400_V1"``.
+        gradient_checkpointing: See `VideoResNet`.
+
+    Returns:
+        The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 16 to ``(B, 512)``.
+
+    Example:
+        >>> r3d_18().features(torch.zeros(2, 3, 8, 32, 32)).shape
+        torch.Size([2, 512, 1, 2, 2])
+
+    Source:
+        Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition",
+        arXiv 1711.11248, section 3.2.
+    """
+    model = video.r3d_18(weights=weights)
+    return _without_classifier(model, (8, 16), gradient_checkpointing)
+
+
+def mc3_18(
+    *, weights: WeightsEnum | str | None = None, gradient_checkpointing: bool = False
+) -> VideoResNet:
+    """Build MC3-18: 3D convolutions in the first stage only, time never reduced, space by 16.
+
+    The names in the state dict are torchvision's, without ``fc``.
+
+    Args:
+        weights: As in ``torchvision.models.video.mc3_18``, such as ``"KINETICS400_V1"``.
+        gradient_checkpointing: See `VideoResNet`.
+
+    Returns:
+        The encoder, from ``(B, 3, T, H, W)`` with H, W >= 16 to ``(B, 512)``.
+
+    Example:
+        >>> mc3_18().features(torch.zeros(2, 3, 8, 32, 32)).shape
+        torch.Size([2, 512, 8, 2, 2])
+
+    Source:
+        Tran et al., arXiv 1711.11248, section 3.3.
+    """
+    model = video.mc3_18(weights=weights)
+    return _without_classifier(model, (1, 16), gradient_checkpointing)
+
+
+def r2plus1d_18(
+    *, weights: WeightsEnum | str | None = None, gradient_checkpointing: bool = False
+) -> VideoResNet:
+    """Build R(2+1)D-18: each 3D convolution is a spatial and then a temporal one.
+
+    The names in the state dict are torchvision's, without ``fc``.
+
+    Args:
+        weights: As in ``torchvision.models.video.r2plus1d_18``, such as ``"KINETICS400_V1"``.
+        gradient_checkpointing: See `VideoResNet`.
+
+    Returns:
+        The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 16 to ``(B, 512)``.
+
+    Example:
+        >>> r2plus1d_18().features(torch.zeros(2, 3, 8, 32, 32)).shape
+        torch.Size([2, 512, 1, 2, 2])
+
+    Source:
+        Tran et al., arXiv 1711.11248, section 3.5.
+    """
+    model = video.r2plus1d_18(weights=weights)
+    return _without_classifier(model, (8, 16), gradient_checkpointing)
+
+
+def _without_classifier(
+    model: video.VideoResNet, strides: tuple[int, int], gradient_checkpointing: bool
+) -> VideoResNet:
+    return VideoResNet(
+        model.stem,
+        [model.layer1, model.layer2, model.layer3, model.layer4],
+        feature_dim=512,
+        strides=strides,
+        gradient_checkpointing=gradient_checkpointing,
+    )

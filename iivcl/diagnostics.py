@@ -1,0 +1,182 @@
+"""What the loss does not show: collapse of the embeddings, and the quality of the neighbours.
+
+Every function returns a float32 scalar tensor and makes no GPU wait, so all of them can be called
+at every step of training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._checks import check_floating, check_ids, check_shape
+
+if TYPE_CHECKING:
+    from .queues import Neighbors
+
+__all__ = [
+    "effective_rank",
+    "embedding_std",
+    "neighbor_age",
+    "neighbor_purity",
+    "self_match_rate",
+]
+
+
+@torch.no_grad()
+def embedding_std(embeddings: Tensor) -> Tensor:
+    """Return the standard deviation of the L2-normalised embeddings, averaged over dimensions.
+
+    Near ``1 / sqrt(D)`` when embeddings are spread over the whole sphere, and 0 when all are one
+    point: the collapse that a falling loss can hide.
+
+    Args:
+        embeddings: ``(B, D)``.
+
+    Returns:
+        Scalar in [0, ``1 / sqrt(D)``].
+
+    Example:
+        >>> embedding_std(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+        tensor(0.7071)
+        >>> embedding_std(torch.ones(4, 2))
+        tensor(0.)
+
+    Source:
+        Chen and He, "Exploring Simple Siamese Representation Learning", arXiv 2011.10566,
+        section 4.1.
+    """
+    check_shape("embeddings", embeddings, "B D")
+    check_floating("embeddings", embeddings)
+    std: Tensor = F.normalize(embeddings.float(), dim=1).std(dim=0, correction=0)  # (D,)
+    return std.mean()
+
+
+@torch.no_grad()
+def effective_rank(embeddings: Tensor) -> Tensor:
+    """Return the number of directions that the embeddings use, by the entropy of their spectrum.
+
+        exp(-sum_i p_i log p_i),   p_i = sigma_i / sum_j sigma_j
+
+    with ``sigma`` the singular values of the matrix of embeddings. 1 when all lie on one line, and
+    ``min(B, D)`` when all directions are used alike.
+
+    Args:
+        embeddings: ``(B, D)``; take B well above D, for the result cannot exceed either.
+
+    Returns:
+        Scalar in [1, min(B, D)], NaN when all embeddings are 0.
+
+    Example:
+        >>> [round(float(effective_rank(z)), 3) for z in (torch.eye(3), torch.ones(5, 3))]
+        [3.0, 1.0]
+
+    Source:
+        Roy and Vetterli, "The effective rank", EUSIPCO 2007; Garrido et al., "RankMe",
+        arXiv 2210.02885.
+    """
+    check_shape("embeddings", embeddings, "B D")
+    check_floating("embeddings", embeddings)
+    sigma = torch.linalg.svdvals(embeddings.float())  # (min(B, D),)
+    p = sigma / sigma.sum()
+    entropy: Tensor = torch.special.entr(p).sum()
+    return entropy.exp()
+
+
+@torch.no_grad()
+def neighbor_purity(neighbors: Neighbors, queue_labels: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of neighbours that have the class of their query.
+
+    Compare it with chance: an inter-video loss whose neighbours are no purer than chance pulls
+    unlike videos together.
+
+    Args:
+        neighbors: As found by ``NNSupportQueue.nearest``, B queries with k neighbours each.
+        queue_labels: ``(K,)`` integers, the class of every row of the queue. Keep them in step
+            with the queue by its ids: ``labels_of_video[queue.ids]``.
+        labels: ``(B,)`` integers, the class of every query.
+
+    Returns:
+        Scalar in [0, 1] over the valid neighbours, NaN when none is valid.
+
+    Example:
+        >>> from iivcl.queues import Neighbors
+        >>> neighbors = Neighbors(
+        ...     torch.tensor([[0.9, 0.8], [0.7, -torch.inf]]),
+        ...     torch.tensor([[0, 2], [1, 0]]),
+        ...     torch.tensor([[True, True], [True, False]]),
+        ... )
+        >>> neighbor_purity(neighbors, torch.tensor([4, 5, 6]), torch.tensor([4, 5]))
+        tensor(0.6667)
+    """
+    return _match_rate(neighbors, "queue_labels", queue_labels, "labels", labels)
+
+
+@torch.no_grad()
+def self_match_rate(neighbors: Neighbors, queue_ids: Tensor, ids: Tensor) -> Tensor:
+    """Return the share of neighbours that are clips of the query's own video.
+
+    It is 0 when ids are given to the lookup. Without them it says how much of the inter-video loss
+    is in truth intra-video.
+
+    Args:
+        neighbors: As found by ``NNSupportQueue.nearest``, B queries with k neighbours each.
+        queue_ids: ``(K,)`` integers, ``queue.ids``.
+        ids: ``(B,)`` integers, the video of every query.
+
+    Returns:
+        Scalar in [0, 1] over the valid neighbours, NaN when none is valid.
+
+    Example:
+        >>> from iivcl.queues import Neighbors
+        >>> neighbors = Neighbors(
+        ...     torch.tensor([[0.9, 0.8]]), torch.tensor([[0, 2]]), torch.tensor([[True, True]])
+        ... )
+        >>> self_match_rate(neighbors, torch.tensor([10, 11, 12]), torch.tensor([12]))
+        tensor(0.5000)
+    """
+    return _match_rate(neighbors, "queue_ids", queue_ids, "ids", ids)
+
+
+@torch.no_grad()
+def neighbor_age(neighbors: Neighbors, ages: Tensor) -> Tensor:
+    """Return the mean age of the neighbours, in calls of ``enqueue``.
+
+    Neighbours drawn evenly from a full queue have half the age of its oldest row. Much younger
+    ones are chosen for the state of the key encoder that made them, not for what they show.
+
+    Args:
+        neighbors: As found by ``NNSupportQueue.nearest``, B queries with k neighbours each.
+        ages: ``(K,)`` integers, ``queue.ages``.
+
+    Returns:
+        Scalar over the valid neighbours, NaN when none is valid.
+
+    Example:
+        >>> from iivcl.queues import Neighbors
+        >>> neighbors = Neighbors(
+        ...     torch.tensor([[0.9, 0.8]]), torch.tensor([[0, 2]]), torch.tensor([[True, True]])
+        ... )
+        >>> neighbor_age(neighbors, torch.tensor([1, 2, 4]))
+        tensor(2.5000)
+    """
+    check_shape("ages", ages, "K")
+    return _mean_over_valid(ages[neighbors.indices], neighbors)
+
+
+def _match_rate(
+    neighbors: Neighbors, bank_name: str, bank: Tensor, name: str, values: Tensor
+) -> Tensor:
+    check_shape(bank_name, bank, "K")
+    check_ids(name, values, len(neighbors.indices), "neighbors")
+    return _mean_over_valid(bank[neighbors.indices] == values[:, None], neighbors)
+
+
+def _mean_over_valid(values: Tensor, neighbors: Neighbors) -> Tensor:
+    """Average ``values`` (B, k) where the neighbour is valid; 0 / 0 = NaN when none is."""
+    valid = neighbors.valid
+    mean: Tensor = (values * valid).sum().float() / valid.sum()
+    return mean

@@ -1,0 +1,101 @@
+"""Features of whole videos from a frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Features", "extract_features"]
+
+
+class Features(NamedTuple):
+    """One feature per video, in the order of the dataset.
+
+    Attributes:
+        features: ``(N, D)`` float32 on the CPU.
+        indices: ``(N,)`` int64, ascending, each once: the videos' places in the dataset.
+        labels: ``(N,)`` int64, or None when the loader gives none.
+    """
+
+    features: Tensor
+    indices: Tensor
+    labels: Tensor | None
+
+
+def extract_features(
+    model: nn.Module, loader: Iterable[Sequence[Tensor]], *, device: torch.device | str
+) -> Features:
+    """Run a frozen model over a loader and keep one feature per video.
+
+    The model runs in eval mode without gradients and is left in the mode it was in. The features
+    of the V clips of a video are averaged. Rows are sorted by index, and a video that the loader
+    gives twice, as ``DistributedSampler`` does to even out its shards, counts once.
+
+    The published protocol asks for the pooled output of the encoder, before the projection head,
+    from 10 clips per video. Put the evaluation transform in the dataset, or in front of the model:
+    ``nn.Sequential(transform, backbone)``.
+
+    Args:
+        model: Module from ``(B, C, T, H, W)`` to ``(B, D)``, already on ``device``.
+        loader: Gives ``(clips, index)`` or ``(clips, index, label)``: clips ``(B, V, C, T, H, W)``
+            or ``(B, C, T, H, W)``, index and label ``(B,)`` integers.
+        device: Where the clips are moved.
+
+    Returns:
+        The features, indices and labels of all videos.
+
+    Raises:
+        ValueError: The loader gives nothing, or elements of another form.
+
+    Example:
+        >>> clips = torch.arange(12.0).reshape(2, 3, 1, 1, 1, 2)  # 2 videos of 3 clips
+        >>> loader = [(clips, torch.tensor([1, 0]), torch.tensor([7, 5]))]
+        >>> extract_features(nn.Flatten(), loader, device="cpu")
+        Features(features=tensor([[8., 9.],
+                [2., 3.]]), indices=tensor([0, 1]), labels=tensor([5, 7]))
+    """
+    batches = []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for element in loader:
+                clips, *rest = _check_element(element)
+                batches.append((_video_features(model, clips.to(device, non_blocking=True)), *rest))
+    finally:
+        model.train(was_training)
+    if not batches:
+        raise ValueError("`loader` gave no batch; check that the dataset is not empty")
+
+    features, indices, *labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    order = indices.argsort(stable=True)
+    is_first = indices[order].diff(prepend=indices.new_tensor([-1])) != 0
+    rows = order[is_first]
+    return Features(features[rows], indices[rows], labels[0][rows] if labels else None)
+
+
+def _video_features(model: nn.Module, clips: Tensor) -> Tensor:
+    """Average the features of the V clips of each video: (B, [V,] C, T, H, W) -> (B, D)."""
+    views = clips.shape[1] if clips.ndim == 6 else 1
+    features = model(clips.flatten(0, 1) if clips.ndim == 6 else clips)  # (B * V, D)
+    if features.ndim != 2 or len(features) != len(clips) * views:
+        raise ValueError(
+            f"`model` must map clips (B, C, T, H, W) to features (B, D); "
+            f"got {tuple(features.shape)} from B={len(clips) * views}"
+        )
+    mean: Tensor = features.float().reshape(len(clips), views, -1).mean(dim=1)
+    return mean.cpu()
+
+
+def _check_element(element: Sequence[Tensor]) -> Sequence[Tensor]:
+    fits = len(element) in (2, 3) and all(isinstance(part, Tensor) for part in element)
+    if not fits or element[0].ndim not in (5, 6):
+        kinds = [tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__ for e in element]
+        raise ValueError(
+            "`loader` must give (clips, index) or (clips, index, label) with clips "
+            f"(B, V, C, T, H, W) or (B, C, T, H, W) and index, label (B,); got {kinds}"
+        )
+    return element

@@ -1,0 +1,344 @@
+"""The encoders: torchvision's networks as the oracle, in space and in time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from iivcl.backbones import VideoResNet, mc3_18, r2plus1d_18, r3d_18, slow_r50, slow_resnet
+
+BUILDERS: dict[str, Callable[..., VideoResNet]] = {
+    "r3d_18": r3d_18,
+    "mc3_18": mc3_18,
+    "r2plus1d_18": r2plus1d_18,
+    "slow_r18": lambda **options: slow_resnet(18, **options),
+    "slow_r50": slow_r50,
+}
+TORCHVISION = ["r3d_18", "mc3_18", "r2plus1d_18"]
+SLOW_ORACLES = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("training", [False, True])
+def test_features_equal_torchvision_bit_for_bit(name: str, training: bool) -> None:
+    oracle = getattr(torchvision.models.video, name)()
+    backbone = BUILDERS[name]()
+    missing, unexpected = backbone.load_state_dict(oracle.state_dict(), strict=False)
+    assert (missing, unexpected) == ([], ["fc.weight", "fc.bias"])
+    oracle.fc = nn.Identity()
+    oracle.train(training)
+    backbone.train(training)
+    video = torch.randn(2, 3, 8, 32, 40)
+    with torch.no_grad():
+        expected = oracle(video)
+        got = backbone(video)
+    assert got.shape == (2, backbone.feature_dim)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "spelling"),
+    [
+        ("r3d_18", "KINETICS400_V1"),
+        ("mc3_18", "DEFAULT"),
+        ("r2plus1d_18", torchvision.models.video.R2Plus1D_18_Weights.KINETICS400_V1),
+    ],
+)
+def test_weights_pass_through(
+    name: str, spelling: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle = getattr(torchvision.models.video, name)()
+    url = torchvision.models.get_model_weights(name).KINETICS400_V1.url
+    (tmp_path / "checkpoints").mkdir()  # where torchvision looks before it downloads
+    torch.save(oracle.state_dict(), tmp_path / "checkpoints" / Path(url).name)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    backbone = BUILDERS[name](weights=spelling)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, oracle.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("depth", SLOW_ORACLES)
+def test_slow_without_temporal_taps_is_the_image_network_on_every_frame(depth: int) -> None:
+    oracle = SLOW_ORACLES[depth]()
+    randomise_statistics(oracle)
+    backbone = slow_resnet(depth)
+    copy_as_centre_taps(oracle, backbone)
+    oracle.fc = nn.Identity()
+    oracle.double().eval()  # float64, for the maps of a random deep network grow large
+    backbone.double().eval()
+    video = torch.randn(1, 3, 2, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        per_frame = torch.stack([oracle(video[:, :, t]) for t in range(2)], dim=2)  # (B, D, T)
+        maps = backbone.features(video)
+        torch.testing.assert_close(maps.mean(dim=(3, 4)), per_frame)
+        torch.testing.assert_close(backbone(video), per_frame.mean(dim=2))
+
+
+@pytest.mark.parametrize(("depth", "reach"), [(18, 4), (50, 9)])
+def test_slow_sees_one_more_frame_each_side_per_block_of_res4_and_res5(
+    depth: int, reach: int
+) -> None:
+    T = 2 * reach + 5
+    backbone = slow_resnet(depth).eval()
+    with torch.no_grad():  # only positive weights: no influence cancels, no ReLU is shut
+        for p in backbone.parameters():
+            p.abs_()
+    video = torch.rand(1, 3, T, 32, 32, requires_grad=True)
+    middle = reach + 2
+    backbone.features(video)[:, :, middle].sum().backward()
+    influence = video.grad.abs().sum(dim=(0, 1, 3, 4))  # (T,)
+    seen = (influence > 0).nonzero().flatten().tolist()
+    assert seen == list(range(middle - reach, middle + reach + 1))
+
+
+@pytest.mark.parametrize("depth", [18, 50, 101])
+def test_dilation_keeps_the_resolution_of_res4_and_the_parameters(depth: int) -> None:
+    backbone = slow_resnet(depth)
+    dilated = slow_resnet(depth, res5_dilation=2)
+    dilated.load_state_dict(backbone.state_dict())
+    with torch.device("meta"):
+        video = torch.empty(1, 3, 4, 96, 64)
+    assert dilated.to("meta").features(video).shape == (1, dilated.feature_dim, 4, 6, 4)
+    strides = [m.stride[1] for m in dilated.layer4.modules() if isinstance(m, nn.Conv3d)]
+    assert set(strides) == {1}
+    for module in dilated.layer4.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[1] == 3:
+            assert module.dilation == (1, 2, 2)
+            assert module.padding[1:] == (2, 2)
+
+
+def test_dilated_res5_is_the_stride_one_res5_on_interleaved_grids() -> None:
+    # A 3x3 kernel of dilation 2 sees one of four grids of every second pixel; on each of them it
+    # is the plain kernel. Without borders and shortcuts' strides both give the same maps.
+    plain, dilated = slow_resnet(18).eval(), slow_resnet(18, res5_dilation=2).eval()
+    dilated.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 256, 2, 8, 8)
+    block, dilated_block = plain.layer4[1], dilated.layer4[1]
+    y = torch.randn(1, 512, 2, 8, 8)
+    with torch.no_grad():
+        whole = dilated_block(y)
+        for top in (0, 1):
+            for left in (0, 1):
+                part = block(y[..., top::2, left::2])
+                torch.testing.assert_close(whole[..., top::2, left::2], part)
+        assert dilated.layer4[0](x).shape == (1, 512, 2, 8, 8)
+
+
+STAGE_SHAPES = {  # of 8 frames of 224x224, from table 1 of arXiv 1812.03982
+    "stem": (64, 8, 56, 56),
+    "layer1": (256, 8, 56, 56),
+    "layer2": (512, 8, 28, 28),
+    "layer3": (1024, 8, 14, 14),
+    "layer4": (2048, 8, 7, 7),
+}
+
+
+def test_slow_r50_stage_shapes() -> None:
+    with torch.device("meta"):
+        backbone = slow_r50()
+        x = torch.empty(1, 3, 8, 224, 224)
+    for name, shape in STAGE_SHAPES.items():
+        x = backbone.get_submodule(name)(x)
+        assert x.shape[1:] == shape, name
+
+
+def test_slow_r50_has_the_published_number_of_parameters() -> None:
+    """Count every kernel of the architecture table by hand."""
+
+    def conv_norm(c_in: int, c_out: int, taps: int) -> int:
+        return c_in * c_out * taps + 2 * c_out
+
+    count = conv_norm(3, 64, 7 * 7)
+    width = 64
+    for inner, blocks, temporal in ((64, 3, 1), (128, 4, 1), (256, 6, 3), (512, 3, 3)):
+        for block in range(blocks):
+            if block == 0:
+                count += conv_norm(width, 4 * inner, 1)
+            count += conv_norm(width, inner, temporal)
+            count += conv_norm(inner, inner, 3 * 3)
+            count += conv_norm(inner, 4 * inner, 1)
+            width = 4 * inner
+    backbone = slow_r50()
+    assert sum(p.numel() for p in backbone.parameters()) == count == 31_634_496
+    # The model zoo gives 32.45 M with the classifier of Kinetics-400.
+    assert round((count + 2048 * 400 + 400) / 1e6, 2) == 32.45
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_output_is_the_mean_of_the_feature_map(name: str) -> None:
+    backbone = BUILDERS[name]().eval()
+    video = torch.randn(2, 3, 8, 48, 32)
+    with torch.no_grad():
+        maps = backbone.features(video)
+        assert maps.shape[:2] == (2, backbone.feature_dim)
+        torch.testing.assert_close(backbone(video), maps.mean(dim=(2, 3, 4)))
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18", "slow_r18"])
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(name: str) -> None:
+    plain = BUILDERS[name]()
+    saving = BUILDERS[name](gradient_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    video = torch.randn(2, 3, 8, 32, 32)
+    weights = torch.randn(2, plain.feature_dim)
+    for backbone in (plain, saving):
+        (backbone(video) * weights).sum().backward()
+    for (key, value), (_, expected) in zip(
+        saving.state_dict().items(), plain.state_dict().items(), strict=True
+    ):
+        assert torch.equal(value, expected), key
+    for (key, p), q in zip(saving.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=key)
+
+
+def test_gradient_checkpointing_keeps_less() -> None:
+    def saved_bytes(backbone: VideoResNet) -> int:
+        total = 0
+
+        def pack(x: Tensor) -> Tensor:
+            nonlocal total
+            total += x.numel() * x.element_size()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            backbone(torch.randn(1, 3, 8, 64, 64))
+        return total
+
+    assert saved_bytes(r3d_18(gradient_checkpointing=True)) < 0.5 * saved_bytes(r3d_18())
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_compiles_as_one_graph(name: str) -> None:
+    if name == "slow_r50":
+        pytest.skip("the same code as slow_r18")
+    backbone = BUILDERS[name]()
+    video = torch.randn(2, 3, 8, 32, 32)
+    torch.compiler.reset()
+    compiled = torch.compile(backbone, backend="eager", fullgraph=True)
+    backbone.eval()
+    torch.testing.assert_close(compiled(video), backbone(video))
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "slow_r18"])
+def test_channels_last_gives_the_same_features(name: str) -> None:
+    backbone = BUILDERS[name]().eval()
+    video = torch.randn(2, 3, 8, 32, 32)
+    with torch.no_grad():
+        expected = backbone(video)
+        backbone.to(memory_format=torch.channels_last_3d)
+        got = backbone(video.to(memory_format=torch.channels_last_3d))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_flow_has_two_channels() -> None:
+    backbone = slow_resnet(18, in_channels=2)
+    assert backbone(torch.randn(2, 2, 4, 32, 32)).shape == (2, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "r3d_18",
+            (2, 1, 8, 32, 32),
+            "`video` must have shape (B, C, T, H, W) with C=3 (from `in_channels`); "
+            "got (2, 1, 8, 32, 32)",
+        ),
+        (
+            "slow_r18",
+            (3, 8, 32, 32),
+            "`video` must have shape (B, C, T, H, W) with C=3 (from `in_channels`); "
+            "got (3, 8, 32, 32)",
+        ),
+        (
+            "r3d_18",
+            (2, 3, 4, 112, 112),
+            "`video` must have at least 8 frames of 16x16 pixels for the strides of this "
+            "backbone; got 4 frames of 112x112",
+        ),
+        (
+            "mc3_18",
+            (2, 3, 1, 16, 15),
+            "`video` must have at least 1 frames of 16x16 pixels for the strides of this "
+            "backbone; got 1 frames of 16x15",
+        ),
+        (
+            "slow_r18",
+            (2, 3, 1, 31, 32),
+            "`video` must have at least 1 frames of 32x32 pixels for the strides of this "
+            "backbone; got 1 frames of 31x32",
+        ),
+    ],
+)
+def test_unfit_video(name: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        BUILDERS[name]()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_smallest_video_has_one_cell(name: str) -> None:
+    backbone = BUILDERS[name]().eval()
+    frames, pixels = backbone.strides
+    with torch.no_grad():
+        maps = backbone.features(torch.zeros(1, 3, frames, pixels, pixels))
+    assert maps.shape == (1, backbone.feature_dim, 1, 1, 1)
+
+
+def test_uint8_video() -> None:
+    message = (
+        "`video` must be a floating-point tensor; got torch.uint8. Convert it with `video.float()`"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        r3d_18()(torch.zeros(2, 3, 8, 32, 32, dtype=torch.uint8))
+
+
+def test_unknown_depth_and_dilation() -> None:
+    with pytest.raises(ValueError, match=r"^`depth` must be one of \(18, 50, 101\); got 34$"):
+        slow_resnet(34)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^`res5_dilation` must be 1 or 2; got 4$"):
+        slow_resnet(18, res5_dilation=4)  # type: ignore[arg-type]
+
+
+def test_stages_must_be_four() -> None:
+    with pytest.raises(ValueError, match=r"^`stages` must be 4 sequences of blocks; got 1$"):
+        VideoResNet(nn.Identity(), [nn.Sequential()], feature_dim=3, strides=(1, 1))
+
+
+def randomise_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.8, 1.2)
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.uniform_(module.bias, -0.1, 0.1)
+
+
+def copy_as_centre_taps(oracle: nn.Module, backbone: VideoResNet) -> None:
+    """Copy a network of images into one of videos whose other temporal taps are 0."""
+    pairs = [(oracle.conv1, backbone.stem.conv), (oracle.bn1, backbone.stem.norm)]
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for image_block, block in zip(
+            getattr(oracle, stage), getattr(backbone, stage), strict=True
+        ):
+            for letter, number in zip("abc", "123", strict=True):
+                if hasattr(image_block, f"conv{number}"):
+                    layer = getattr(block.branch, letter)
+                    pairs.append((getattr(image_block, f"conv{number}"), layer.conv))
+                    pairs.append((getattr(image_block, f"bn{number}"), layer.norm))
+            if image_block.downsample is not None:
+                pairs.append((image_block.downsample[0], block.shortcut.conv))
+                pairs.append((image_block.downsample[1], block.shortcut.norm))
+    assert len(pairs) == sum(isinstance(m, nn.Conv3d | nn.BatchNorm3d) for m in backbone.modules())
+    with torch.no_grad():
+        for image_layer, layer in pairs:
+            if isinstance(layer, nn.Conv3d):
+                layer.weight.zero_()
+                layer.weight[:, :, layer.kernel_size[0] // 2] = image_layer.weight
+            else:
+                layer.load_state_dict(image_layer.state_dict())
