@@ -6,16 +6,12 @@ at every step of training.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ._checks import check_floating, check_ids, check_shape
-
-if TYPE_CHECKING:
-    from .queues import Neighbors
+from .queues import Neighbors
 
 __all__ = [
     "effective_rank",
@@ -40,6 +36,7 @@ def embedding_std(embeddings: Tensor) -> Tensor:
         Scalar in [0, ``1 / sqrt(D)``].
 
     Example:
+        >>> import torch
         >>> embedding_std(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
         tensor(0.7071)
         >>> embedding_std(torch.ones(4, 2))
@@ -71,6 +68,7 @@ def effective_rank(embeddings: Tensor) -> Tensor:
         Scalar in [1, min(B, D)], NaN when all embeddings are 0.
 
     Example:
+        >>> import torch
         >>> [round(float(effective_rank(z)), 3) for z in (torch.eye(3), torch.ones(5, 3))]
         [3.0, 1.0]
 
@@ -103,6 +101,7 @@ def neighbor_purity(neighbors: Neighbors, queue_labels: Tensor, labels: Tensor) 
         Scalar in [0, 1] over the valid neighbours, NaN when none is valid.
 
     Example:
+        >>> import torch
         >>> from iivcl.queues import Neighbors
         >>> neighbors = Neighbors(
         ...     torch.tensor([[0.9, 0.8], [0.7, -torch.inf]]),
@@ -131,6 +130,7 @@ def self_match_rate(neighbors: Neighbors, queue_ids: Tensor, ids: Tensor) -> Ten
         Scalar in [0, 1] over the valid neighbours, NaN when none is valid.
 
     Example:
+        >>> import torch
         >>> from iivcl.queues import Neighbors
         >>> neighbors = Neighbors(
         ...     torch.tensor([[0.9, 0.8]]), torch.tensor([[0, 2]]), torch.tensor([[True, True]])
@@ -156,6 +156,7 @@ def neighbor_age(neighbors: Neighbors, ages: Tensor) -> Tensor:
         Scalar over the valid neighbours, NaN when none is valid.
 
     Example:
+        >>> import torch
         >>> from iivcl.queues import Neighbors
         >>> neighbors = Neighbors(
         ...     torch.tensor([[0.9, 0.8]]), torch.tensor([[0, 2]]), torch.tensor([[True, True]])

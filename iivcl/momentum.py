@@ -30,6 +30,8 @@ def momentum_copy(module: nn.Module) -> nn.Module:
         The copy, a plain module.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> query_encoder = nn.Linear(4, 2)
         >>> key_encoder = momentum_copy(query_encoder)
         >>> torch.equal(key_encoder.weight, query_encoder.weight)
@@ -80,6 +82,8 @@ def momentum_update_(
             name, shape or device of a parameter or buffer.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> source = nn.Linear(1, 1, bias=False)
         >>> target = momentum_copy(source)
         >>> nn.init.zeros_(target.weight), nn.init.ones_(source.weight)

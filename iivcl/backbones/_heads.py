@@ -32,6 +32,7 @@ class ProjectionHead(nn.Module):
         ValueError: An argument is out of range; or the features have the wrong size.
 
     Example:
+        >>> import torch
         >>> head = ProjectionHead(2048, 2048, 128)
         >>> head(torch.zeros(4, 2048)).shape
         torch.Size([4, 128])
@@ -69,6 +70,7 @@ class PredictionHead(nn.Module):
         ValueError: An argument is out of range; or the embeddings have the wrong size.
 
     Example:
+        >>> import torch
         >>> predictor = PredictionHead(128, 512)
         >>> predictor(torch.zeros(4, 128)).shape
         torch.Size([4, 128])

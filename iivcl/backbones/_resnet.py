@@ -35,6 +35,8 @@ class VideoResNet(nn.Module):
         feature_dim: Channels D of the encoder's output.
 
     Example:
+        >>> import torch
+        >>> from iivcl.backbones import slow_resnet
         >>> backbone = slow_resnet(18)
         >>> backbone.feature_dim, backbone(torch.zeros(2, 3, 4, 32, 32)).shape
         (512, torch.Size([2, 512]))

@@ -34,6 +34,7 @@ def slow_r50(
         224x224 pixels in the published recipe.
 
     Example:
+        >>> import torch
         >>> slow_r50().features(torch.zeros(1, 3, 4, 64, 64)).shape
         torch.Size([1, 2048, 4, 2, 2])
 
@@ -76,6 +77,7 @@ def slow_resnet(
         ValueError: ``depth`` or ``res5_dilation`` is not one of the choices.
 
     Example:
+        >>> import torch
         >>> slow_resnet(18, res5_dilation=2).features(torch.zeros(1, 3, 4, 64, 64)).shape
         torch.Size([1, 512, 4, 4, 4])
 

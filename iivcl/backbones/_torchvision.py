@@ -24,6 +24,7 @@ def r3d_18(
         The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 16 to ``(B, 512)``.
 
     Example:
+        >>> import torch
         >>> r3d_18().features(torch.zeros(2, 3, 8, 32, 32)).shape
         torch.Size([2, 512, 1, 2, 2])
 
@@ -50,6 +51,7 @@ def mc3_18(
         The encoder, from ``(B, 3, T, H, W)`` with H, W >= 16 to ``(B, 512)``.
 
     Example:
+        >>> import torch
         >>> mc3_18().features(torch.zeros(2, 3, 8, 32, 32)).shape
         torch.Size([2, 512, 8, 2, 2])
 
@@ -75,6 +77,7 @@ def r2plus1d_18(
         The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 16 to ``(B, 512)``.
 
     Example:
+        >>> import torch
         >>> r2plus1d_18().features(torch.zeros(2, 3, 8, 32, 32)).shape
         torch.Size([2, 512, 1, 2, 2])
 

@@ -30,9 +30,10 @@ def extract_features(
 ) -> Features:
     """Run a frozen model over a loader and keep one feature per video.
 
-    The model runs in eval mode without gradients and is left in the mode it was in. The features
-    of the V clips of a video are averaged. Rows are sorted by index, and a video that the loader
-    gives twice, as ``DistributedSampler`` does to even out its shards, counts once.
+    The model runs in eval mode without gradients, and every submodule is put back in the mode it
+    was in. The features of the V clips of a video are averaged. Rows are sorted by index, and a
+    video that the loader gives twice, as ``DistributedSampler`` does to even out its shards, counts
+    once.
 
     The published protocol asks for the pooled output of the encoder, before the projection head,
     from 10 clips per video. Put the evaluation transform in the dataset, or in front of the model:
@@ -51,6 +52,8 @@ def extract_features(
         ValueError: The loader gives nothing, or elements of another form.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> clips = torch.arange(12.0).reshape(2, 3, 1, 1, 1, 2)  # 2 videos of 3 clips
         >>> loader = [(clips, torch.tensor([1, 0]), torch.tensor([7, 5]))]
         >>> extract_features(nn.Flatten(), loader, device="cpu")
@@ -58,7 +61,7 @@ def extract_features(
                 [2., 3.]]), indices=tensor([0, 1]), labels=tensor([5, 7]))
     """
     batches = []
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
@@ -66,7 +69,8 @@ def extract_features(
                 clips, *rest = _check_element(element)
                 batches.append((_video_features(model, clips.to(device, non_blocking=True)), *rest))
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     if not batches:
         raise ValueError("`loader` gave no batch; check that the dataset is not empty")
 

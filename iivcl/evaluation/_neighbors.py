@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_floating, check_ids, check_positive, check_same_device, check_shape
+from ..queues import exact_topk
 
 __all__ = ["knn_classify", "retrieval_recall"]
-
-_CHUNK_ENTRIES = 2**27  # similarities held at once: 512 MiB in float32
 
 
 @torch.no_grad()
@@ -49,6 +48,7 @@ def retrieval_recall(
         ValueError: A shape does not fit, or a k is outside [1, M].
 
     Example:
+        >>> import torch
         >>> gallery = torch.eye(3)
         >>> query = torch.tensor([[1.0, 0.2, 0.0], [0.0, 0.9, 1.0]])
         >>> retrieval_recall(
@@ -66,10 +66,8 @@ def retrieval_recall(
         _check_k("ks", k, len(gallery))
     if center:
         query, gallery = query - query.mean(dim=0), gallery - gallery.mean(dim=0)
-    hits = []
-    for rows, _, indices in _nearest(query, gallery, max(ks)):
-        hits.append(gallery_labels[indices] == query_labels[rows, None])  # (chunk, k)
-    hit = torch.cat(hits)  # (N, max k), nearest first
+    _, indices = _nearest(query, gallery, max(ks))
+    hit = gallery_labels[indices] == query_labels[:, None]  # (N, max k), nearest first
     return {k: hit[:, :k].any(dim=1).double().mean().item() for k in ks}
 
 
@@ -102,6 +100,7 @@ def knn_classify(
         ValueError: A shape does not fit, or ``k`` or ``temperature`` is out of range.
 
     Example:
+        >>> import torch
         >>> gallery, labels = torch.eye(3), torch.tensor([0, 1, 1])
         >>> knn_classify(torch.tensor([[0.0, 1.0, 1.0]]), gallery, labels, k=2)
         tensor([[0., 1.]])
@@ -115,21 +114,19 @@ def knn_classify(
     check_positive("temperature", temperature)
     if num_classes is None:
         num_classes = int(gallery_labels.max()) + 1
-    scores = query.new_zeros(len(query), num_classes, dtype=torch.float32)
-    for rows, similarity, indices in _nearest(query, gallery, k):
-        weights = F.softmax(similarity / temperature, dim=1)  # (chunk, k)
-        scores[rows].scatter_add_(1, gallery_labels[indices].long(), weights)
-    return scores
+    similarity, indices = _nearest(query, gallery, k)
+    weights = F.softmax(similarity / temperature, dim=1)  # (N, k)
+    scores = weights.new_zeros(len(query), num_classes)
+    return scores.scatter_add_(1, gallery_labels[indices].long(), weights)
 
 
-def _nearest(query: Tensor, gallery: Tensor, k: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For chunks of queries: their rows, and similarity and index ``(chunk, k)`` of the nearest."""
+def _nearest(query: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find cosine and row ``(N, k)`` of the k nearest gallery rows."""
     query, gallery = F.normalize(query.float(), dim=1), F.normalize(gallery.float(), dim=1)
-    chunk = max(1, _CHUNK_ENTRIES // len(gallery))
-    for start in range(0, len(query), chunk):
-        rows = slice(start, start + chunk)
-        similarity = query[rows] @ gallery.T  # (chunk, M)
-        yield rows, *similarity.topk(k, dim=1)
+    # The k rows of every query are gathered at once, so the queries come in parts.
+    parts = [exact_topk(part, gallery, k) for part in torch.split(query, 256)]
+    similarity, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+    return similarity, indices
 
 
 def _check_sides(query: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:

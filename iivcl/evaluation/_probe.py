@@ -47,6 +47,7 @@ def fit_linear_probe(
         ValueError: A shape does not fit, or an argument is out of range.
 
     Example:
+        >>> import torch
         >>> features = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
         >>> probe = fit_linear_probe(features, torch.tensor([0, 0, 1, 1]))
         >>> probe(torch.tensor([[-3.0], [0.5]])).argmax(dim=1)
@@ -62,9 +63,11 @@ def fit_linear_probe(
 
     features = features.detach().float()
     std, mean = torch.std_mean(features, dim=0, correction=0)  # (D,)
-    std = torch.where(std > 0, std, torch.ones_like(std))  # a constant feature stays at 0
+    # A feature that is constant but for rounding is left at about 0, not blown up to unit size.
+    std = torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))
     z = (features - mean) / std
-    probe = nn.Linear(features.shape[1], num_classes, device=features.device)
+    probe = nn.Linear(features.shape[1], num_classes, device="meta")  # draws nothing
+    probe = probe.to_empty(device=features.device)
     weight, bias = probe.weight, probe.bias
     nn.init.zeros_(weight)
     nn.init.zeros_(bias)
@@ -108,6 +111,7 @@ def topk_accuracy(
         ValueError: A shape does not fit, or a k is out of range.
 
     Example:
+        >>> import torch
         >>> scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.1, 0.4]])
         >>> topk_accuracy(scores, torch.tensor([1, 2]), ks=(1, 2))
         {1: 0.5, 2: 1.0}
