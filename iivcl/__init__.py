@@ -1,3 +1,33 @@
 """Inter-intra video contrastive learning in PyTorch, as small parts for your own training loop."""
 
+from . import (
+    augment,
+    backbones,
+    data,
+    diagnostics,
+    distributed,
+    evaluation,
+    losses,
+    momentum,
+    queues,
+)
+from .losses import IIVCLLoss, InfoNCELoss
+from .queues import MoCoQueue, NNSupportQueue
+
+__all__ = [
+    "IIVCLLoss",
+    "InfoNCELoss",
+    "MoCoQueue",
+    "NNSupportQueue",
+    "augment",
+    "backbones",
+    "data",
+    "diagnostics",
+    "distributed",
+    "evaluation",
+    "losses",
+    "momentum",
+    "queues",
+]
+
 __version__ = "0.1.0"

@@ -1,0 +1,225 @@
+"""The IIVCL objective: the intra-video term plus the nearest-neighbour inter-video term."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .. import distributed as D
+from .._checks import check_choice, check_floating, check_positive, check_same_device, check_shape
+from ..queues import MoCoQueue, Neighbors, NNSupportQueue
+from ._columns import ChunkSize, choose_chunk_size
+from ._forms import FORMS, Form, log_sum_exp, row_losses
+from ._info_nce import as_several, normalize_alike
+from ._queue_logits import batch_log_sum_exp, queue_logits
+
+__all__ = ["IIVCLLoss", "IIVCLOutput"]
+
+
+class IIVCLOutput(NamedTuple):
+    """What `IIVCLLoss` returns.
+
+    Attributes:
+        loss: () intra + inter_weight x inter.
+        intra: () loss of the other clips of the same video.
+        inter: () loss of the neighbour videos; exactly 0, with zero gradient, while no query has a
+            valid neighbour.
+        neighbors: Neighbors (B, k) that served as positives of the inter term.
+    """
+
+    loss: Tensor
+    intra: Tensor
+    inter: Tensor
+    neighbors: Neighbors
+
+
+class IIVCLLoss(nn.Module):
+    """Inter-intra video contrastive loss.
+
+    For a query q, the keys k_1..k_P of other clips of its video, and a queue Q of past keys::
+
+        intra    positives k_1..k_P, negatives the rows of Q of other videos
+        inter    positives the num_neighbors rows of Q nearest to the key, negatives the other rows
+                 of Q of other videos
+        loss     intra + inter_weight * inter
+
+    Both are multi-positive InfoNCE losses of one ``form`` (`multi_positive_info_nce` has the
+    formulas). A neighbour is never among the negatives of the inter term, and rows of the query's
+    own video are neither positive nor negative in either. The queue is read, never written: enqueue
+    the keys after the backward pass.
+
+    Under a process group, with a ``"gather"`` or ``"shard"`` queue, the gradient that
+    DistributedDataParallel averages is that of the single-process loss on the concatenated batch,
+    and the mean of the losses over ranks is the single-process loss.
+
+    Args:
+        num_neighbors: k of the inter term; 0 leaves it out.
+        temperature: Above 0.
+        inter_weight: Weight of the inter term in ``loss``. For a ramp, leave it and write
+            ``out.intra + weight(step) * out.inter``: neighbours are noise until the embedding has
+            some order, and training with noise as positives harms it.
+        form: ``"per_positive"``, ``"out"`` or ``"in"``, for both terms.
+        batch_negatives: Take the keys of the other videos of the batch (of all ranks) as negatives
+            of both terms, beside the queue. It keeps a fast-moving key encoder from being told
+            apart from its past.
+        min_age: Least age, in enqueue calls, of a neighbour.
+        chunk_size: Queue rows per step of the streaming form; ``"dense"``; default: by size.
+
+    Example:
+        >>> import torch
+        >>> from iivcl import NNSupportQueue
+        >>> queue = NNSupportQueue(8, 4)
+        >>> queue.enqueue(torch.eye(4), torch.arange(4))
+        >>> criterion = IIVCLLoss(num_neighbors=2)
+        >>> query = torch.eye(4).requires_grad_()
+        >>> out = criterion(query, torch.eye(4), queue, ids=torch.arange(10, 14))
+        >>> out.loss.backward()
+        >>> out.neighbors.indices[:, 0]
+        tensor([0, 1, 2, 3])
+
+    Source: Fan et al., arXiv 2303.07317.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_neighbors: int = 5,
+        temperature: float = 0.1,
+        inter_weight: float = 1.0,
+        form: Form = "out",
+        batch_negatives: bool = False,
+        min_age: int = 0,
+        chunk_size: ChunkSize = None,
+    ) -> None:
+        super().__init__()
+        if num_neighbors < 0:
+            raise ValueError(f"`num_neighbors` must be at least 0; got {num_neighbors}")
+        if min_age < 0:
+            raise ValueError(f"`min_age` must be at least 0; got {min_age}")
+        check_positive("temperature", temperature)
+        check_choice("form", form, FORMS)
+        choose_chunk_size(chunk_size, 1, 1)
+        self.num_neighbors, self.min_age = num_neighbors, min_age
+        self.temperature, self.form = temperature, form
+        self.inter_weight, self.batch_negatives = inter_weight, batch_negatives
+        self.chunk_size = chunk_size
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        queue: MoCoQueue,
+        *,
+        ids: Tensor | None = None,
+        inter: tuple[Tensor, Tensor, MoCoQueue] | None = None,
+        neighbors: Neighbors | None = None,
+    ) -> IIVCLOutput:
+        """Compute the loss of a batch.
+
+        Args:
+            query: (B, D) float, from the trained encoder; normalised here.
+            key: (B, D) or (B, P, D) float, the momentum keys of P other clips of the same videos;
+                normalised here. No gradient reaches it.
+            queue: Queue of past keys, of dimension D.
+            ids: (B,) integer ids of the videos; required when the queue has ids.
+            inter: Query, key and queue of the inter term, when it has a head of its own. Default:
+                the same three.
+            neighbors: Rows of the inter queue found by a lookup of your own, (B, k). Default: the
+                rows nearest to the key (to the mean of its P clips).
+
+        Returns:
+            IIVCLOutput.
+
+        Raises:
+            ValueError: A shape or device does not fit, or ids are missing.
+            TypeError: An input is not floating-point, or the inter queue has no lookup.
+        """
+        check_inputs(query, key, queue, ids)
+        if inter is not None:
+            check_inputs(*inter, ids)
+        inter_query, inter_key, inter_queue = inter or (query, key, queue)
+        found = neighbors if neighbors is not None else self._look_up(inter_key, inter_queue, ids)
+        if inter is None:
+            intra, inter_loss = self._terms(query, key, queue, ids, found)
+        else:
+            intra, _ = self._terms(query, key, queue, ids, _no_neighbors(query))
+            _, inter_loss = self._terms(inter_query, inter_key, inter_queue, ids, found)
+        return IIVCLOutput(intra + self.inter_weight * inter_loss, intra, inter_loss, found)
+
+    def _look_up(self, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> Neighbors:
+        if self.num_neighbors == 0:
+            return _no_neighbors(key)
+        if not isinstance(queue, NNSupportQueue):
+            raise TypeError(
+                f"the inter queue must be an NNSupportQueue to find neighbours; got "
+                f"{type(queue).__name__}. Use one, or pass `neighbors`"
+            )
+        if key.ndim == 3:
+            (key,) = normalize_alike(key)
+            key = key.mean(1)
+        return queue.nearest(key, self.num_neighbors, ids=ids, min_age=self.min_age)
+
+    def _terms(
+        self, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None, found: Neighbors
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the intra and the inter term of one head; found neighbours may be none."""
+        with torch.autocast(query.device.type, enabled=False):
+            query, keys = normalize_alike(query, as_several(query, key, "key").detach())
+            # One pass over the queue serves both terms: the log-sum-exp of the rows that are no
+            # neighbours, to which the intra term adds the neighbours.
+            rest, neighbor_logits, is_neighbor = queue_logits(
+                query, queue, ids, found, temperature=self.temperature, chunk_size=self.chunk_size
+            )
+            if self.batch_negatives:
+                batch = batch_log_sum_exp(
+                    query,
+                    keys,
+                    queue,
+                    ids,
+                    temperature=self.temperature,
+                    chunk_size=self.chunk_size,
+                )
+                rest = torch.logaddexp(rest, batch)
+            negatives = torch.logaddexp(rest, log_sum_exp(neighbor_logits, is_neighbor))
+            clip_logits = torch.einsum("bd,bpd->bp", query, keys) / self.temperature
+            is_clip = torch.ones_like(clip_logits, dtype=torch.bool)
+            return (
+                self._mean(clip_logits, is_clip, negatives, queue),
+                self._mean(neighbor_logits, is_neighbor, rest, queue),
+            )
+
+    def _mean(
+        self, positives: Tensor, is_positive: Tensor, negatives: Tensor, queue: MoCoQueue
+    ) -> Tensor:
+        losses = row_losses(self.form, positives, is_positive.to(positives.dtype), negatives)
+        count = is_positive.any(1).sum()
+        if queue.distributed == "local" or D.world_size() == 1:
+            return losses.sum() / count.clamp(min=1)
+        # The rows of all ranks count alike, though ranks may have different numbers of them.
+        dist.all_reduce(count)
+        return losses.sum() * D.world_size() / count.clamp(min=1)
+
+    def extra_repr(self) -> str:
+        """Describe the options in the repr."""
+        names = ("num_neighbors", "temperature", "inter_weight", "form", "batch_negatives")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> None:
+    """Check what goes into one head's loss."""
+    if not isinstance(queue, MoCoQueue):
+        raise TypeError(f"`queue` must be a MoCoQueue; got {type(queue).__name__}")
+    check_shape("query", query, "B D", D=(queue.dim, "queue"))
+    key = as_several(query, key, "key")
+    for name, tensor in (("query", query), ("key", key)):
+        check_floating(name, tensor)
+        check_same_device(name, tensor, "queue", queue.keys)
+    queue.check_ids(ids, query, "query")
+
+
+def _no_neighbors(query: Tensor) -> Neighbors:
+    empty = query.new_empty(query.shape[0], 0, dtype=torch.float32)
+    return Neighbors(empty, empty.to(torch.int64), empty.to(torch.bool))

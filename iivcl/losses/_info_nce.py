@@ -1,0 +1,299 @@
+"""InfoNCE with one or several positives per query."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._checks import check_choice, check_floating, check_positive, check_shape
+from ._columns import ChunkSize, Columns, choose_chunk_size, column_log_sum_exp
+from ._forms import FORMS, REDUCTIONS, Form, Reduction, log_sum_exp, reduce_rows, row_losses
+from ._streaming import streaming_log_sum_exp, streaming_margin_sum
+
+__all__ = ["InfoNCELoss", "info_nce", "multi_positive_info_nce"]
+
+
+def multi_positive_info_nce(
+    query: Tensor,
+    keys: Tensor,
+    positive_mask: Tensor,
+    *,
+    ignore_mask: Tensor | None = None,
+    positive_weights: Tensor | None = None,
+    temperature: float = 0.1,
+    form: Form = "out",
+    reduction: Reduction = "mean",
+    chunk_size: ChunkSize = None,
+) -> Tensor:
+    """Contrast each query with M candidates of which several may be positive.
+
+    With logits ``s = cos(query, key) / temperature``, the row's P positives p, its negatives n (all
+    candidates neither positive nor ignored), the loss of a row is::
+
+        per_positive   mean_p -log( exp s_p / (exp s_p + sum_n exp s_n) )
+        out            mean_p -log( exp s_p / (sum_p' exp s_p' + sum_n exp s_n) )
+        in                    -log( sum_p exp s_p / (sum_p exp s_p + sum_n exp s_n) )
+
+    They are different losses and equal only for P = 1: on the same logits they can differ by a
+    factor. ``per_positive`` keeps positives out of each other's denominator (rho-MoCo); ``out`` is
+    SupCon's best form; ``in`` forgives false positives (MIL-NCE, CoCLR).
+
+    Similarities, softmax and reduction run in float32 whatever the autocast and the inputs' dtype
+    (in float64 for float64 inputs). The gradient reaches ``keys`` when they require one; pass
+    ``keys.detach()`` otherwise.
+
+    Args:
+        query: (B, D) float; normalised here.
+        keys: (M, D) float candidates: batch, queue rows, or both; normalised here.
+        positive_mask: (B, M) bool.
+        ignore_mask: (B, M) bool, candidates that are neither positive nor negative: the query
+            itself, same-video rows, rows not filled. It wins over ``positive_mask``.
+        positive_weights: (B, M) float weights of the positives, not negative; only their ratio
+            within a row counts. Default: all equal.
+        temperature: Above 0; values down to 0.01 are safe.
+        form: ``"per_positive"``, ``"out"`` or ``"in"``.
+        reduction: ``"mean"`` over the rows that have a positive, ``"sum"``, or ``"none"``.
+        chunk_size: Candidates per step of the streaming form, whose memory is O(B x chunk_size)
+            forward and backward with the same value and gradient; ``"dense"`` for the form that
+            holds all logits and can be differentiated twice; default: by size.
+
+    Returns:
+        The loss, () or (B,) for ``"none"``. A row without a positive has loss 0 and no gradient;
+        when no row has one, so has the mean.
+
+    Raises:
+        ValueError: Shapes do not match or an option is out of range.
+        TypeError: An input is not floating-point, or a mask not bool.
+
+    Example:
+        >>> import torch
+        >>> query, keys = torch.eye(2), torch.eye(2)
+        >>> positive = torch.eye(2, dtype=torch.bool)
+        >>> loss = multi_positive_info_nce(query, keys, positive, temperature=1.0)
+        >>> round(loss.item(), 4)  # log(1 + exp(-1))
+        0.3133
+
+    Source: ``per_positive``: Feichtenhofer et al., arXiv 2104.14558, section 3; ``out``: Khosla et
+    al., arXiv 2004.11362, eq. 2; ``in``: Miech et al., arXiv 1912.06430, eq. 1.
+    """
+    _check_options(temperature, form, reduction)
+    check_shape("query", query, "B D")
+    check_shape("keys", keys, "M D", D=(query.shape[1], "query"))
+    for name, tensor in (("query", query), ("keys", keys)):
+        check_floating(name, tensor)
+    for name, mask in (("positive_mask", positive_mask), ("ignore_mask", ignore_mask)):
+        if mask is not None:
+            _check_mask(name, mask, query, keys, "keys")
+    if positive_weights is not None:
+        _check_pairs("positive_weights", positive_weights, query, keys, "keys")
+        check_floating("positive_weights", positive_weights)
+
+    with torch.autocast(query.device.type, enabled=False):
+        query, keys = normalize_alike(query, keys)
+        candidate = ~ignore_mask if ignore_mask is not None else torch.ones_like(positive_mask)
+        positive = positive_mask & candidate
+        weights = positive
+        if positive_weights is not None:
+            weights = positive_weights.masked_fill(~positive, 0.0)
+            positive = weights > 0
+        negative = candidate & ~positive_mask
+        chunk_size = choose_chunk_size(chunk_size, *positive.shape)
+        if chunk_size == "dense":
+            logits = query @ keys.T / temperature  # (B, M)
+            losses = row_losses(
+                form, logits, weights.to(logits.dtype), log_sum_exp(logits, negative)
+            )
+        else:
+            losses = _streaming_losses(
+                query, keys, weights, negative, temperature, form, chunk_size
+            )
+        return reduce_rows(losses, positive.any(1), reduction)
+
+
+def info_nce(
+    query: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    *,
+    ignore_mask: Tensor | None = None,
+    temperature: float = 0.1,
+    form: Form = "out",
+    reduction: Reduction = "mean",
+    chunk_size: ChunkSize = None,
+) -> Tensor:
+    """Contrast each query with its own positives and a common set of negatives.
+
+    The formulas, precision and options are those of `multi_positive_info_nce`. No gradient reaches
+    ``positives`` or ``negatives``: they are keys of a momentum encoder, or a queue.
+
+    Args:
+        query: (B, D) float; normalised here.
+        positives: (B, D) or (B, P, D) float; normalised here.
+        negatives: (M, D) float, such as ``queue.keys``; normalised here. M may be 0.
+        ignore_mask: (B, M) bool, rows of ``negatives`` to leave out.
+        temperature: Above 0.
+        form: ``"per_positive"``, ``"out"`` or ``"in"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        chunk_size: As for `multi_positive_info_nce`.
+
+    Returns:
+        The loss, () or (B,) for ``"none"``.
+
+    Raises:
+        ValueError: Shapes do not match or an option is out of range.
+        TypeError: An input is not floating-point, or ``ignore_mask`` not bool.
+
+    Example:
+        >>> import torch
+        >>> query, negatives = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+        >>> round(info_nce(query, query, negatives, temperature=1.0).item(), 4)
+        0.4076
+
+    Source: van den Oord et al., arXiv 1807.03748, eq. 4; with a queue: He et al., arXiv 1911.05722,
+    eq. 1.
+    """
+    _check_options(temperature, form, reduction)
+    check_shape("query", query, "B D")
+    positives = as_several(query, positives, "positives")
+    check_shape("negatives", negatives, "M D", D=(query.shape[1], "query"))
+    for name, tensor in (("query", query), ("positives", positives), ("negatives", negatives)):
+        check_floating(name, tensor)
+    if ignore_mask is not None:
+        _check_mask("ignore_mask", ignore_mask, query, negatives, "negatives")
+
+    with torch.autocast(query.device.type, enabled=False):
+        query, positives, negatives = normalize_alike(query, positives.detach(), negatives.detach())
+        columns = Columns(pair_weights=None if ignore_mask is None else ~ignore_mask)
+        negative_lse = column_log_sum_exp(
+            query, negatives, columns, temperature=temperature, chunk_size=chunk_size
+        )
+        logits = torch.einsum("bd,bpd->bp", query, positives) / temperature
+        losses = row_losses(form, logits, torch.ones_like(logits), negative_lse)
+        has_positive = torch.ones_like(losses, dtype=torch.bool)
+        return reduce_rows(losses, has_positive, reduction)
+
+
+class InfoNCELoss(nn.Module):
+    """`info_nce` with its options, as a module.
+
+    Args:
+        temperature: Above 0.
+        form: ``"per_positive"``, ``"out"`` or ``"in"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        chunk_size: As for `multi_positive_info_nce`.
+
+    Example:
+        >>> import torch
+        >>> criterion = InfoNCELoss(temperature=0.2)
+        >>> query, queue_keys = torch.eye(3), -torch.eye(3)
+        >>> round(criterion(query, query, queue_keys).item(), 3)
+        0.013
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        form: Form = "out",
+        reduction: Reduction = "mean",
+        chunk_size: ChunkSize = None,
+    ) -> None:
+        super().__init__()
+        _check_options(temperature, form, reduction)
+        choose_chunk_size(chunk_size, 1, 1)
+        self.temperature, self.form, self.reduction = temperature, form, reduction
+        self.chunk_size = chunk_size
+
+    def forward(
+        self,
+        query: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        *,
+        ignore_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the loss; see `info_nce` for shapes."""
+        return info_nce(
+            query,
+            positives,
+            negatives,
+            ignore_mask=ignore_mask,
+            temperature=self.temperature,
+            form=self.form,
+            reduction=self.reduction,
+            chunk_size=self.chunk_size,
+        )
+
+    def extra_repr(self) -> str:
+        """Describe the options in the repr."""
+        return f"temperature={self.temperature}, form={self.form!r}, reduction={self.reduction!r}"
+
+
+def _streaming_losses(
+    query: Tensor,
+    keys: Tensor,
+    weights: Tensor,
+    negative: Tensor,
+    temperature: float,
+    form: Form,
+    chunk_size: int,
+) -> Tensor:
+    """`row_losses` of logits that are never held; ``weights`` and ``negative`` are (B, M)."""
+
+    def lse(pair_weights: Tensor) -> Tensor:
+        columns = Columns(pair_weights=pair_weights)
+        return streaming_log_sum_exp(query, keys, columns, temperature, chunk_size)
+
+    def mean_margin(level: Tensor, *, soft: bool) -> Tensor:
+        margins = streaming_margin_sum(
+            query, keys, level, weights, temperature, chunk_size, soft=soft
+        )
+        return margins / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+    total = weights.sum(1).to(query.dtype)
+    negatives = lse(negative)
+    if form == "per_positive":
+        return mean_margin(negatives, soft=True)
+    positive = weights > 0
+    everything = torch.logaddexp(negatives, lse(positive))
+    if form == "out":
+        return mean_margin(everything, soft=False)
+    count = positive.sum(1)
+    mean_weight = torch.where(count > 0, total / count.clamp(min=1), 1.0)
+    losses = everything - lse(weights) + mean_weight.log()
+    return torch.where(count > 0, losses, 0.0)
+
+
+def normalize_alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Normalise rows in the widest dtype of all, at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(F.normalize(tensor.to(dtype), dim=-1) for tensor in tensors)
+
+
+def as_several(query: Tensor, positives: Tensor, name: str) -> Tensor:
+    """Check positives (B, D) or (B, P, D) and return them as (B, P, D)."""
+    batch, dim = (query.shape[0], "query"), (query.shape[1], "query")
+    if isinstance(positives, Tensor) and positives.ndim == 3:
+        check_shape(name, positives, "B P D", B=batch, D=dim)
+        return positives
+    check_shape(name, positives, "B D", B=batch, D=dim)
+    return positives[:, None]
+
+
+def _check_options(temperature: float, form: str, reduction: str) -> None:
+    check_positive("temperature", temperature)
+    check_choice("form", form, FORMS)
+    check_choice("reduction", reduction, REDUCTIONS)
+
+
+def _check_pairs(name: str, pairs: Tensor, query: Tensor, keys: Tensor, source: str) -> None:
+    check_shape(name, pairs, "B M", B=(query.shape[0], "query"), M=(keys.shape[0], source))
+
+
+def _check_mask(name: str, mask: Tensor, query: Tensor, keys: Tensor, source: str) -> None:
+    _check_pairs(name, mask, query, keys, source)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"`{name}` must be a bool tensor; got {mask.dtype}")
