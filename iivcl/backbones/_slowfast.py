@@ -1,0 +1,137 @@
+"""Published weights of the Slow network, under the names that PySlowFast and PyTorchVideo gave."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._resnet import VideoResNet
+
+__all__ = ["LoadReport", "load_slowfast_checkpoint"]
+
+# Of a contrastive model, "backbone" is the query encoder and "backbone_hist" the momentum encoder.
+_PREFIX = re.compile(r"(module\.)?(backbone\.)?")
+_ENCODER = re.compile(r"s[1-5](_fuse)?\.|blocks\.[0-4]\.")  # as opposed to heads and queues
+
+# Rewritten in this order, every name of the two libraries becomes ours.
+_RENAMES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        # PySlowFast
+        (r"^s1\.pathway0_stem\.bn\.", "stem.norm."),
+        (r"^s1\.pathway0_stem\.", "stem."),
+        (r"^s2\.pathway0_res", "layer1."),
+        (r"^s3\.pathway0_res", "layer2."),
+        (r"^s4\.pathway0_res", "layer3."),
+        (r"^s5\.pathway0_res", "layer4."),
+        (r"\.branch1\.", ".shortcut.conv."),
+        (r"\.branch1_bn\.", ".shortcut.norm."),
+        (r"\.branch2\.([abc])\.", r".branch.\1.conv."),
+        (r"\.branch2\.([abc])_bn\.", r".branch.\1.norm."),
+        # PyTorchVideo
+        (r"^blocks\.0\.", "stem."),
+        (r"^blocks\.([1-4])\.res_blocks\.", r"layer\1."),
+        (r"\.branch1_(conv|norm)\.", r".shortcut.\1."),
+        (r"\.branch2\.(conv|norm)_([abc])\.", r".branch.\2.\1."),
+    )
+]
+
+
+class LoadReport(NamedTuple):
+    """What a checkpoint and an encoder did not share.
+
+    Attributes:
+        missing: Names in the encoder's state dict that the file has not. They are only counters
+            of batches, which no result depends on; anything else is an error.
+        unused: Names in the file that were not loaded: heads, queue, momentum encoder.
+    """
+
+    missing: list[str]
+    unused: list[str]
+
+
+def load_slowfast_checkpoint(backbone: VideoResNet, path: str | os.PathLike[str]) -> LoadReport:
+    """Load published weights of the Slow network into an encoder.
+
+    Reads the files of PySlowFast, supervised or self-supervised (of these the query encoder), and
+    of PyTorchVideo. The file is read with ``weights_only=True``: no code in it is run. When it does
+    not fit, nothing is loaded.
+
+    Args:
+        backbone: The network of the same depth, from `slow_r50` or `slow_resnet`.
+        path: The ``.pyth`` file.
+
+    Returns:
+        Names that were missing in the file, and names in the file that were not used.
+
+    Raises:
+        ValueError: The file holds other things than tensors and plain values, or another network.
+
+    Example:
+        >>> path = "MoCo_SlowR50_8x8_T2_epoch_00200.pyth"
+        >>> report = load_slowfast_checkpoint(slow_r50(), path)  # doctest: +SKIP
+
+    Source:
+        Names: github.com/facebookresearch/SlowFast and github.com/facebookresearch/pytorchvideo.
+    """
+    weights, names, unused = {}, {}, []
+    for name, tensor in _read(path).items():
+        inner = _PREFIX.sub("", name, count=1)
+        if _ENCODER.match(inner):
+            ours = _rename(inner)
+            weights[ours], names[ours] = tensor, name
+        else:
+            unused.append(name)
+
+    expected = backbone.state_dict()
+    missing = [name for name in expected if name not in weights]
+    problems = {
+        "missing in the file": [n for n in missing if not n.endswith("num_batches_tracked")],
+        "not in the backbone": [names[n] for n in weights if n not in expected],
+        "of another shape": [
+            f"{n} {tuple(weights[n].shape)} instead of {tuple(expected[n].shape)}"
+            for n in weights.keys() & expected.keys()
+            if weights[n].shape != expected[n].shape
+        ],
+    }
+    if any(problems.values()):
+        raise ValueError(
+            f"`path` {os.fspath(path)!r} holds another network than `backbone`; "
+            + "; ".join(f"{_summary(names)} {what}" for what, names in problems.items() if names)
+        )
+    backbone.load_state_dict(weights, strict=False)
+    return LoadReport(missing, unused)
+
+
+def _read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"`path` {os.fspath(path)!r} is not a file of tensors and plain values, and reading "
+            f"anything else could run code. If you trust it, save its `model_state` alone: {error}"
+        ) from error
+    state = content.get("model_state", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"`path` {os.fspath(path)!r} must hold a state dict, or a dict with one under "
+            f"'model_state'; got {type(content).__name__}"
+        )
+    return state
+
+
+def _rename(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _summary(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} tensors ({shown})"
