@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 __all__ = ["DecodeError", "StrPath", "decode_errors", "open_video"]
@@ -40,24 +41,25 @@ def decode_errors(path: StrPath) -> Iterator[None]:
         raise DecodeError(f"{os.fspath(path)}: {error.strerror or error}") from error
 
 
-@contextmanager
-def open_video(path: StrPath, *, num_threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(
+    path: StrPath, *, num_threads: int = 1, approximate: bool = False
+) -> tuple[InputContainer, VideoStream]:
     """Open a file and its best video stream, the one that a player would choose."""
     name = os.fspath(path)
-    with decode_errors(path):
-        if os.path.isfile(name) and os.path.getsize(name) == 0:
-            raise DecodeError(f"{name}: the file is empty")
-        # "file:" keeps a colon in a name from being read as a protocol; text tags of any encoding
-        # are of no interest here and must not raise.
-        with av.open(f"file:{name}", metadata_errors="ignore") as container:
-            stream = container.streams.best("video")
-            # A cover picture in an audio file counts as a video stream of one frame.
-            if not isinstance(stream, VideoStream) or _is_cover(stream):
-                raise DecodeError(f"{name}: the file holds no video stream")
-            stream.codec_context.thread_count = num_threads
-            stream.codec_context.thread_type = "SLICE" if num_threads == 1 else "AUTO"
-            yield container, stream
-
-
-def _is_cover(stream: VideoStream) -> bool:
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+    if os.path.getsize(name) == 0:
+        raise DecodeError(f"{name}: the file is empty")
+    # "file:" keeps a colon in a name from being read as a protocol; text tags may have any
+    # encoding, are of no interest here, and must not raise.
+    container = av.open(f"file:{name}", metadata_errors="ignore")
+    stream = container.streams.best("video")
+    # The cover picture of a piece of music counts as a video stream of one frame.
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        container.close()
+        raise DecodeError(f"{name}: the file holds no video stream")
+    codec = stream.codec_context
+    codec.thread_count = num_threads
+    codec.thread_type = "SLICE" if num_threads == 1 else "AUTO"
+    if approximate:
+        codec.skip_frame = "NONREF"
+        codec.options = {"skip_loop_filter": "all"}
+    return container, stream

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
-from iivcl._checks import check_choice, check_positive
+from iivcl._checks import check_choice
 
-from ._container import StrPath
-from ._decode import read_clips
-from ._probe import probe
-from ._sampling import clip_indices, random_clip_starts, uniform_clip_starts
+from ._container import DecodeError, StrPath
+from ._decode import check_decoding, decode_clips
+from ._failures import Failure, FailureLog
+from ._manifest import MANIFEST_SUFFIXES, Manifest, find_videos, make_manifest, read_manifest
+from ._reader import Source, open_source
+from ._sampling import (
+    SHORT_POLICIES,
+    ShortPolicy,
+    check_clip,
+    clip_indices,
+    random_clip_starts,
+    uniform_clip_starts,
+)
 
-__all__ = ["VideoClips"]
+__all__ = ["VideoClips", "collate_clips"]
 
-# fmt: off
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ogv", ".ts", ".webm", ".wmv",
-})
-# fmt: on
+_MAX_SUBSTITUTES = 10
+_Purpose = Literal["starts", "transform", "substitutes"]
+_PURPOSES = ("starts", "transform", "substitutes")
 
 
-class VideoClips(Dataset[tuple[Any, int]]):
+class VideoClips(Dataset[Any]):
     """Clips of videos, one video per index.
 
     The clips of a video depend on (``seed``, epoch, index) alone: not on the number of workers or
@@ -37,24 +42,34 @@ class VideoClips(Dataset[tuple[Any, int]]):
     seeded from the same three numbers and put back afterwards, so what it draws is as repeatable.
 
     Args:
-        paths: Video files, or a folder, which is searched for video files at every depth.
+        paths: Video files or folders of images; or one folder, which is searched for both at
+            every depth; or a `Manifest`, or the ``.csv`` or ``.jsonl`` file of one.
         num_frames: T, frames per clip.
         stride: Frames from one frame of a clip to the next.
+        stride_seconds: The same in seconds, for sets that mix frame rates; instead of ``stride``.
         clips_per_video: V, clips per video.
         sampling: ``"random"`` for independent uniform starts, ``"uniform"`` for starts spread
-            evenly over the video, as in evaluation.
+            evenly over the video, as in evaluation; or a function with the arguments of
+            `random_clip_starts`, such as ``functools.partial(random_clip_starts, power=2.0)``.
         short: What fills a clip of a video that is too short, as in `clip_indices`.
         short_side: Scale to this many pixels on the shorter side while decoding, or None.
+        approximate: Decode faster and not exactly, as in `read_clips`.
         transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead.
-        on_error: ``"raise"`` raises the `DecodeError`.
-        seed: Seed of the clip starts and of the transform.
+        on_error: What happens when a video cannot be read. ``"raise"`` raises the `DecodeError`.
+            ``"substitute"`` returns another video, drawn from (``seed``, epoch, index), with the
+            other's index, and raises after 10 that cannot be read either. ``"skip"`` returns None,
+            which `collate_clips` leaves out of the batch: the number of batches stays, and one of
+            them is smaller. The length of the dataset never changes, so ranks stay in step.
+        failure_log: File to which every failure is appended as a JSON line; a temporary one that
+            goes with the dataset when None.
+        seed: Seed of the clip starts, the substitutes and the transform.
 
     Returns:
-        Of ``dataset[index]``: (clips, index), clips (V, C, T, H, W) uint8 or whatever
-        ``transform`` makes of them.
+        Of ``dataset[index]``: (clips, index), and for a manifest (clips, index, label, id); clips
+        (V, C, T, H, W) uint8 or whatever ``transform`` makes of them.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
+        FileNotFoundError: The folder or manifest does not exist.
         ValueError: There are no videos, or an argument is out of range.
 
     Example:
@@ -69,38 +84,57 @@ class VideoClips(Dataset[tuple[Any, int]]):
 
     def __init__(
         self,
-        paths: StrPath | Sequence[StrPath],
+        paths: StrPath | Sequence[StrPath] | Manifest,
         *,
         num_frames: int,
-        stride: float,
+        stride: float | None = None,
+        stride_seconds: float | None = None,
         clips_per_video: int = 2,
-        sampling: Literal["random", "uniform"] = "random",
-        short: Literal["loop", "clamp", "mirror", "error"] = "loop",
+        sampling: Literal["random", "uniform"] | Callable[..., Tensor] = "random",
+        short: ShortPolicy = "loop",
         short_side: int | None = None,
+        approximate: bool = False,
         transform: Callable[[Tensor], Any] | None = None,
-        on_error: Literal["raise"] = "raise",
+        on_error: Literal["raise", "substitute", "skip"] = "raise",
+        failure_log: StrPath | None = None,
         seed: int = 0,
     ) -> None:
-        check_choice("sampling", sampling, ("random", "uniform"))
-        check_choice("on_error", on_error, ("raise",))
-        check_choice("short", short, ("loop", "clamp", "mirror", "error"))
-        for name, value in (("num_frames", num_frames), ("clips_per_video", clips_per_video)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}")
-        check_positive("stride", stride)
+        step = stride_seconds if stride is None else stride
+        if step is None or None not in (stride, stride_seconds):
+            raise ValueError(
+                f"exactly one of `stride` and `stride_seconds` must be given; "
+                f"got {stride} and {stride_seconds}"
+            )
+        if isinstance(sampling, str):
+            check_choice("sampling", sampling, ("random", "uniform"))
+        check_choice("short", short, SHORT_POLICIES)
+        check_choice("on_error", on_error, ("raise", "substitute", "skip"))
+        check_clip(num_frames, step, clips_per_video)
+        check_decoding(short_side, num_threads=1)
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0; got {seed}")
+
+        manifest, self._from_manifest = _to_manifest(paths)
         # One array instead of N str objects, whose reference counts would make every forked
         # worker copy the memory that they lie in.
-        self._paths = np.array([os.fsencode(path) for path in _find_videos(paths)])
+        self._paths = np.array([os.fsencode(path) for path in manifest.paths])
+        self.labels = manifest.labels
+        self.ids = manifest.ids
+        self.classes = manifest.classes
         # In shared memory, so that persistent workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._failures = FailureLog(failure_log)
         self._num_frames = num_frames
-        self._stride = stride
+        self._step = step
+        self._step_in_seconds = stride is None
         self._clips_per_video = clips_per_video
-        self._sampling = sampling
+        self._draw_starts = _SAMPLERS[sampling] if isinstance(sampling, str) else sampling
         self._short = short
         self._short_side = short_side
+        self._approximate = approximate
         self._transform = transform
+        self._on_error = on_error
         self._seed = seed
 
     def __len__(self) -> int:
@@ -111,55 +145,131 @@ class VideoClips(Dataset[tuple[Any, int]]):
         return os.fsdecode(self._paths[index])
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose clips come next, in running workers as well."""
+        """Choose the epoch whose clips come next, in running workers as well.
+
+        Logs what failed in the epoch before, if anything did.
+        """
+        self._failures.summarise(int(self._epoch), len(self))
         self._epoch.fill_(epoch)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def failures(self) -> list[Failure]:
+        """Return every failed reading so far, of this process and its workers."""
+        return self._failures.read()
+
+    def __getitem__(self, index: int) -> Any:
         index = range(len(self))[index]  # negative indices, and IndexError behind the end
+        errors: list[DecodeError] = []
+        for candidate in self._candidates(index):
+            try:
+                clips = self._read(candidate)
+            except DecodeError as error:
+                epoch, path = int(self._epoch), self.path(candidate)
+                self._failures.add(Failure(epoch, candidate, path, str(error)))
+                errors.append(error)
+            else:
+                return self._to_sample(clips, candidate)
+        if self._on_error == "skip":
+            return None
+        raise errors[-1]
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        if self._on_error == "substitute":
+            others = torch.randperm(len(self), generator=self._generator(index, "substitutes"))
+            yield from others[others != index][:_MAX_SUBSTITUTES].tolist()
+
+    def _read(self, index: int) -> Tensor:
         path = self.path(index)
-        generator = self._generator(index)
-        indices = self._indices(probe(path).num_frames, generator)
-        clips = read_clips(path, indices, short_side=self._short_side)
-        if self._transform is None:
-            return clips, index
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator.initial_seed())
-            return self._transform(clips), index
-
-    def _indices(self, video_frames: int, generator: torch.Generator) -> Tensor:
-        num_frames, stride, clips = self._num_frames, self._stride, self._clips_per_video
-        if self._sampling == "random":
-            starts = random_clip_starts(
-                video_frames,
-                num_frames=num_frames,
+        with open_source(path, approximate=self._approximate) as source:
+            stride = self._step * _known_fps(source) if self._step_in_seconds else self._step
+            starts = self._draw_starts(
+                source.num_frames,
+                num_frames=self._num_frames,
                 stride=stride,
-                clips_per_video=clips,
-                generator=generator,
+                clips_per_video=self._clips_per_video,
+                generator=self._generator(index, "starts"),
             )
-        else:
-            starts = uniform_clip_starts(
-                video_frames, num_frames=num_frames, stride=stride, clips_per_video=clips
+            indices = clip_indices(
+                starts,
+                source.num_frames,
+                num_frames=self._num_frames,
+                stride=stride,
+                short=self._short,
             )
-        return clip_indices(
-            starts, video_frames, num_frames=num_frames, stride=stride, short=self._short
-        )
+            return decode_clips(source, indices, self._short_side)
 
-    def _generator(self, index: int) -> torch.Generator:
-        state = np.random.SeedSequence([self._seed, int(self._epoch), index])
-        return torch.Generator().manual_seed(int(state.generate_state(1, np.uint64)[0] >> 1))
+    def _to_sample(self, clips: Any, index: int) -> tuple[Any, ...]:
+        if self._transform is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(self._generator(index, "transform").get_state())
+                clips = self._transform(clips)
+        if not self._from_manifest:
+            return clips, index
+        return clips, index, int(self.labels[index]), int(self.ids[index])
+
+    def _generator(self, index: int, purpose: _Purpose) -> torch.Generator:
+        """Seed a generator from (seed, epoch, index), a separate one for each purpose."""
+        key = [self._seed, int(self._epoch), index, _PURPOSES.index(purpose)]
+        [state] = np.random.SeedSequence(key).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def _find_videos(paths: StrPath | Sequence[StrPath]) -> list[StrPath]:
-    if not isinstance(paths, (str, os.PathLike)):
-        if not paths:
-            raise ValueError("`paths` is empty: give at least one video file, or a folder")
-        return list(paths)
-    root = Path(paths)
-    if not root.exists():
-        raise FileNotFoundError(f"`paths`: no such file or folder: {root}")
-    if root.is_file():
-        return [root]
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
-    if not found:
-        raise ValueError(f"`paths`: no video files in {root}; looked for {sorted(VIDEO_SUFFIXES)}")
-    return list(found)
+def collate_clips(batch: Sequence[Any]) -> Any:
+    """Collate samples as PyTorch does, leaving out those that `VideoClips` skipped.
+
+    Args:
+        batch: Samples of a `VideoClips` with ``on_error="skip"``; skipped ones are None.
+
+    Returns:
+        The batch of the other samples.
+
+    Raises:
+        DecodeError: No video of the batch could be read.
+
+    Example:
+        >>> import torch
+        >>> from iivcl.data import collate_clips
+        >>> clips, indices = collate_clips([(torch.zeros(2, 3, 4, 8, 8), 0), None])
+        >>> clips.shape, indices
+        (torch.Size([1, 2, 3, 4, 8, 8]), tensor([0]))
+    """
+    samples = [sample for sample in batch if sample is not None]
+    if not samples:
+        raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
+    return default_collate(samples)
+
+
+def _uniform(video_frames: int, *, generator: torch.Generator, **clip: Any) -> Tensor:
+    return uniform_clip_starts(video_frames, **clip)
+
+
+_SAMPLERS: dict[str, Callable[..., Tensor]] = {"random": random_clip_starts, "uniform": _uniform}
+
+
+def _known_fps(source: Source) -> float:
+    if source.fps > 0:  # not nan
+        return source.fps
+    raise DecodeError(
+        f"{source.path}: the frame rate is unknown, so `stride_seconds` has no meaning; "
+        "give `stride` in frames"
+    )
+
+
+def _to_manifest(paths: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:
+    """Return the list of videos, and whether the user gave labels and ids with it."""
+    if isinstance(paths, Manifest):
+        manifest = paths
+    elif not isinstance(paths, (str, os.PathLike)):
+        manifest = make_manifest(paths)
+    elif not os.path.exists(paths):
+        raise FileNotFoundError(f"`paths`: no such file or folder: {os.fspath(paths)}")
+    elif os.path.isdir(paths):
+        manifest = make_manifest(find_videos(paths))
+    elif os.fspath(paths).lower().endswith(MANIFEST_SUFFIXES):
+        return read_manifest(paths), True
+    else:
+        manifest = make_manifest([paths])
+    if not manifest.paths:
+        where = f" in {os.fspath(paths)}" if isinstance(paths, (str, os.PathLike)) else ""
+        raise ValueError(f"`paths`: there are no videos{where}")
+    return manifest, isinstance(paths, Manifest)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from ._container import DecodeError, StrPath, open_video
-from ._index import index_frames
+from ._container import StrPath
+from ._reader import open_source
 
 __all__ = ["VideoInfo", "probe"]
 
@@ -17,10 +16,15 @@ class VideoInfo:
 
     Attributes:
         num_frames: Frames that the decoder returns; headers often say another number.
-        fps: Average frames per second.
+        fps: Average frames per second; nan where the source does not tell, as a folder of images.
         height: Height in pixels as shown, after rotation.
         width: Width in pixels as shown, after rotation.
         codec: Name of the codec.
+
+    Example:
+        >>> from iivcl.data import VideoInfo
+        >>> VideoInfo(num_frames=24, fps=12.0, height=48, width=64, codec="h264").duration_seconds
+        2.0
     """
 
     num_frames: int
@@ -41,7 +45,7 @@ def probe(path: StrPath) -> VideoInfo:
     Counts packets where each is proven to be one frame, and decodes the whole file otherwise.
 
     Args:
-        path: Video file.
+        path: Video file, or a folder of images.
 
     Returns:
         What the file holds.
@@ -56,18 +60,10 @@ def probe(path: StrPath) -> VideoInfo:
         >>> probe(path)
         VideoInfo(num_frames=24, fps=12.0, height=48, width=48, codec='h264')
     """
-    with open_video(path, num_threads=1) as (container, stream):
-        index = index_frames(container, stream)
-    with open_video(path, num_threads=1) as (container, stream):
-        frames = container.decode(stream)
-        first = next(frames, None)
-        if first is None:
-            raise DecodeError(f"{os.fspath(path)}: no frame can be decoded")
-        num_frames = len(index.pts) if index is not None else 1 + sum(1 for _ in frames)
+    with open_source(path) as source:
+        num_frames = source.num_frames
+        first = next(source.frames([0]))
         height, width = first.height, first.width
-        if first.rotation % 180:
+        if first.rotation // 90 % 2:
             height, width = width, height
-        rate = stream.average_rate or stream.guessed_rate
-        if not rate:
-            raise DecodeError(f"{os.fspath(path)}: the frame rate is unknown")
-        return VideoInfo(num_frames, float(rate), height, width, stream.codec_context.name)
+        return VideoInfo(num_frames, source.fps, height, width, source.codec)

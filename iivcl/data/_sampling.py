@@ -10,7 +10,11 @@ from torch import Tensor
 
 from iivcl._checks import check_choice, check_positive, check_shape
 
-__all__ = ["clip_indices", "clip_span", "random_clip_starts", "uniform_clip_starts"]
+__all__ = ["SHORT_POLICIES", "ShortPolicy", "check_clip", "clip_indices", "random_clip_starts"]
+__all__ += ["uniform_clip_starts"]
+
+ShortPolicy = Literal["loop", "clamp", "mirror", "error"]
+SHORT_POLICIES = ("loop", "clamp", "mirror", "error")
 
 
 def random_clip_starts(
@@ -124,7 +128,7 @@ def clip_indices(
     *,
     num_frames: int,
     stride: float = 1,
-    short: Literal["loop", "clamp", "mirror", "error"] = "loop",
+    short: ShortPolicy = "loop",
 ) -> Tensor:
     """Turn clip starts into frame indices: ``start + floor(t * stride + 1/2)``.
 
@@ -150,7 +154,7 @@ def clip_indices(
                 [3, 5, 5, 5]])
     """
     check_shape("starts", starts, "V")
-    check_choice("short", short, ("loop", "clamp", "mirror", "error"))
+    check_choice("short", short, SHORT_POLICIES)
     _num_starts(video_frames, num_frames, stride, 1)
     indices = starts[:, None] + _offsets(num_frames, stride)  # (V, T)
     if short == "loop":
@@ -168,25 +172,23 @@ def clip_indices(
     return indices
 
 
-def clip_span(num_frames: int, stride: float) -> int:
-    """Count the frames from the first to the last of a clip, both included."""
-    return int(_offsets(num_frames, stride)[-1]) + 1
+def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
+    """Check the numbers that say what a clip is."""
+    for name, value in (("num_frames", num_frames), ("clips_per_video", clips_per_video)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {value}")
+    if not 0 < stride < math.inf:
+        raise ValueError(f"`stride` must be above 0 and finite; got {stride}")
+
+
+def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:
+    """Count the starts at which a clip fits, at least 1."""
+    check_clip(num_frames, stride, clips_per_video)
+    if video_frames < 1:
+        raise ValueError(f"`video_frames` must be at least 1; got {video_frames}")
+    span = int(_offsets(num_frames, stride)[-1]) + 1
+    return max(video_frames - span, 0) + 1
 
 
 def _offsets(num_frames: int, stride: float) -> Tensor:
     return torch.floor(torch.arange(num_frames, dtype=torch.float64) * stride + 0.5).long()
-
-
-def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:
-    """Check the numbers and count the starts at which a clip fits, at least 1."""
-    for name, value in (
-        ("video_frames", video_frames),
-        ("num_frames", num_frames),
-        ("clips_per_video", clips_per_video),
-    ):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {value}")
-    check_positive("stride", stride)
-    if not math.isfinite(stride):
-        raise ValueError(f"`stride` must be finite; got {stride}")
-    return max(video_frames - clip_span(num_frames, stride), 0) + 1

@@ -1,0 +1,147 @@
+"""Stepping through the frames of an open video, file or folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from av.video.frame import VideoFrame
+
+from ._container import DecodeError, StrPath, decode_errors, open_video
+from ._folder import FrameFolder
+from ._index import FrameIndex, index_frames
+
+__all__ = ["Source", "open_source"]
+
+
+class Source(Protocol):
+    """Frames numbered in the order in which they decode."""
+
+    path: str
+    codec: str
+    fps: float  # nan where the source does not tell
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames that can be decoded."""
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+        """Decode the frames ``wanted``, which ascend, in one pass."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+@contextmanager
+def open_source(
+    path: StrPath, *, num_threads: int = 1, approximate: bool = False
+) -> Iterator[Source]:
+    """Open a video file or a folder of frames; errors while it is open become `DecodeError`."""
+    with decode_errors(path):
+        source: Source
+        if os.path.isdir(path):
+            source = FrameFolder(path)
+        else:
+            source = VideoReader(path, num_threads=num_threads, approximate=approximate)
+        try:
+            yield source
+        finally:
+            source.close()
+
+
+class VideoReader:
+    """A `Source` that is a video file."""
+
+    def __init__(self, path: StrPath, *, num_threads: int, approximate: bool) -> None:
+        self.path = os.fspath(path)
+        self._num_threads = num_threads
+        self._approximate = approximate
+        self._container, self._stream = open_video(
+            path, num_threads=num_threads, approximate=approximate
+        )
+        self.codec = self._stream.codec_context.name
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self.fps = float(rate) if rate else float("nan")
+        self._index = index_frames(self._container, self._stream)
+        self._counted: int | None = None
+
+    def close(self) -> None:
+        self._container.close()
+
+    @property
+    def num_frames(self) -> int:
+        if self._index is not None:
+            return len(self._index.number_of)
+        if self._counted is None:  # nothing but decoding tells
+            self._counted = sum(1 for _ in self._decode_from_start())
+        return self._counted
+
+    def frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+        found = 0
+        if self._index is not None:
+            self._check_inside(wanted, self.num_frames)
+            found = yield from self._seek_frames(self._index, wanted)
+        if found < len(wanted):
+            yield from self._step_frames(wanted[found:])
+
+    def _seek_frames(
+        self, index: FrameIndex, wanted: Sequence[int]
+    ) -> Generator[VideoFrame, None, int]:
+        """Decode from keyframes; return how many frames were found before a seek went wrong."""
+        end = (self.num_frames, None)
+        decoded: Iterator[tuple[int, VideoFrame]] = iter(())
+        number = -1
+        frame: VideoFrame | None = None
+        before: VideoFrame | None = None  # stands in for frames that approximate reading skips
+        for found, target in enumerate(wanted):
+            keyframe = index.keyframe_before(target)
+            if keyframe.number > number:  # a nearer start than the frame decoded last
+                self._container.seek(keyframe.seek_time, stream=self._stream)
+                decoded = _by_pts(self._container.decode(self._stream), index)
+                number, frame = -1, None
+            while number < target:
+                before = frame
+                number, frame = next(decoded, end)
+            if number == target and frame is not None:
+                yield frame
+            elif self._approximate and before is not None:
+                yield before
+            else:
+                return found
+        return len(wanted)
+
+    def _step_frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+        """Decode from the first frame on."""
+        number = -1
+        targets = iter(wanted)
+        target = next(targets)
+        for number, frame in self._decode_from_start():
+            if number == target:
+                yield frame
+                target = next(targets, -1)
+                if target == -1:
+                    return
+        if self._index is None:
+            self._check_inside(wanted, number + 1)
+        raise DecodeError(f"{self.path}: frame {target} cannot be decoded")
+
+    def _decode_from_start(self) -> Iterator[tuple[int, VideoFrame]]:
+        self._container.close()
+        self._container, self._stream = open_video(self.path, num_threads=self._num_threads)
+        frames = self._container.decode(self._stream)
+        return enumerate(frames) if self._index is None else _by_pts(frames, self._index)
+
+    def _check_inside(self, wanted: Sequence[int], num_frames: int) -> None:
+        if wanted[-1] >= num_frames:
+            raise ValueError(
+                f"`indices` must be below {num_frames}, the number of frames of {self.path}; "
+                f"got {wanted[-1]}"
+            )
+
+
+def _by_pts(frames: Iterator[VideoFrame], index: FrameIndex) -> Iterator[tuple[int, VideoFrame]]:
+    for frame in frames:
+        if frame.pts is not None and frame.pts in index.number_of:
+            yield index.number_of[frame.pts], frame
