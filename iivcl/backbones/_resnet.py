@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -96,6 +97,8 @@ class VideoResNet(nn.Module):
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if not (self.gradient_checkpointing and self.training):
             return block(x)  # type: ignore[no-any-return]
+        if torch.compiler.is_compiling():  # the compiler itself keeps writes out of a second run
+            return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
         return checkpoint(  # type: ignore[no-any-return]
             block,
             x,
