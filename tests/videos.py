@@ -6,14 +6,16 @@ number, and survives compression, scaling and chroma subsampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 import torch
+from av.stream import Disposition
 from torch import Tensor
 
 BITS = 12
@@ -71,3 +73,90 @@ _OPTIONS = {
     "libsvtav1": {"preset": "12", "g": "10"},
     "mpeg4": {"g": "10", "q": "4"},
 }
+
+
+def write_audio(path: Path, *, cover: bool = False) -> Path:
+    """Encode half a second of silence, with a cover picture if asked for."""
+    with av.open(f"file:{path}", "w") as output:
+        sound = output.add_stream("aac", rate=16000)
+        sound.layout = "mono"
+        picture = output.add_stream("mjpeg", rate=1) if cover else None
+        if picture is not None:
+            picture.height, picture.width, picture.pix_fmt = 48, 96, "yuvj420p"
+            picture.disposition = Disposition.attached_pic
+            image = av.VideoFrame.from_ndarray(barcode(0), format="rgb24")
+            output.mux(picture.encode(image) + picture.encode())
+        for start in range(0, 8000, 1000):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts = 16000, start
+            output.mux(sound.encode(frame))
+        output.mux(sound.encode())
+    return path
+
+
+def remux(source: Path, target: Path, edit: Callable[[int, Any], Any], **options: str) -> Path:
+    """Copy the packets of a video, each after ``edit(number, packet)``; None leaves one out."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(old.streams.video[0])):
+            if packet.dts is not None and (edited := edit(number, packet)) is not None:
+                edited.stream = stream
+                new.mux(edited)
+    return target
+
+
+def write_packets(path: Path, source: Path, packets: Sequence[bytes]) -> Path:
+    """Write an AVI of raw packets, 25 per second, with the stream header of ``source``."""
+    with av.open(str(source)) as template, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(template.streams.video[0])
+        stream.time_base = Fraction(1, 25)
+        for number, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = number == 0
+            output.mux(packet)
+    return path
+
+
+def read_packets(path: Path) -> list[bytes]:
+    """Read the raw packets of a video."""
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+def write_packed_divx(path: Path) -> Path:
+    """Write 40 frames as DivX does: each B-frame in the packet before it, then a place holder."""
+    options = {"bf": "1", "b_strategy": "0"}
+    source = write_video(path.with_suffix(".mp4"), 40, codec="mpeg4", options=options)
+    packets: list[bytes] = []
+    for data in read_packets(source):
+        frame_type = data[data.find(b"\0\0\1\xb6") + 4] >> 6
+        if frame_type == 2:  # B
+            packets[-1] += data
+            packets.append(b"\x7f")
+        else:
+            packets.append(data)
+    packets[0] = b"\0\0\1\xb2DivX503b1393p" + packets[0]
+    return write_packets(path, source, packets)
+
+
+def write_dropped_frames(path: Path) -> Path:
+    """Write 40 frames and two packets that say "not coded", which headers count as frames."""
+    size = {"height": 96, "width": 192}
+    source = write_video(path.with_suffix(".mp4"), 40, codec="mpeg4", options={"bf": "0"}, **size)
+    packets = read_packets(source)
+    not_coded = b"\0\0\1\xb6" + (0b01_0_1_00000_1_0_01111).to_bytes(2, "big")
+    for place in (20, 10):
+        packets.insert(place, not_coded)
+    return write_packets(path, source, packets)
+
+
+def rotate(path: Path) -> Path:
+    """Tag an mp4 file to be shown turned clockwise by a quarter."""
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    turn = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]
+    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turn)
+    path.write_bytes(data)
+    return path

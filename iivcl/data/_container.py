@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import av
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 __all__ = ["DecodeError", "StrPath", "decode_errors", "open_video"]
@@ -51,15 +52,26 @@ def open_video(
     # "file:" keeps a colon in a name from being read as a protocol; text tags may have any
     # encoding, are of no interest here, and must not raise.
     container = av.open(f"file:{name}", metadata_errors="ignore")
+    try:
+        return container, _best_stream(container, name, num_threads, approximate)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _best_stream(
+    container: InputContainer, name: str, num_threads: int, approximate: bool
+) -> VideoStream:
     stream = container.streams.best("video")
     # The cover picture of a piece of music counts as a video stream of one frame.
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-        container.close()
         raise DecodeError(f"{name}: the file holds no video stream")
-    codec = stream.codec_context
+    codec: VideoCodecContext | None = stream.codec_context
+    if codec is None:
+        raise DecodeError(f"{name}: there is no decoder for the video stream")
     codec.thread_count = num_threads
     codec.thread_type = "SLICE" if num_threads == 1 else "AUTO"
     if approximate:
         codec.skip_frame = "NONREF"
         codec.options = {"skip_loop_filter": "all"}
-    return container, stream
+    return stream

@@ -27,7 +27,9 @@ class FrameFolder:
         self.path = os.fspath(path)
         names = [entry for entry in os.listdir(path) if entry.lower().endswith(IMAGE_SUFFIXES)]
         if not names:
-            raise DecodeError(f"{self.path}: the folder holds no images ({IMAGE_SUFFIXES})")
+            raise DecodeError(
+                f"{self.path}: the folder holds no images ({', '.join(IMAGE_SUFFIXES)})"
+            )
         self._names = sorted(names, key=natural_key)
 
     @property

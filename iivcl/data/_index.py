@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.stream import VideoStream
 
 __all__ = ["FrameIndex", "Keyframe", "index_frames"]
@@ -28,7 +27,7 @@ class Keyframe(NamedTuple):
     """A frame at which decoding can start.
 
     Attributes:
-        number: Its place among the frames.
+        number: Its place among the frames; that of the next one if it is itself not shown.
         seek_time: Where to seek, in the time base of the stream.
     """
 
@@ -41,7 +40,7 @@ class FrameIndex(NamedTuple):
 
     Attributes:
         number_of: From the presentation time of a frame to its number, ascending.
-        keyframes: Where decoding can start, ascending; the first is frame 0.
+        keyframes: Where decoding can start, ascending; the first has number 0.
     """
 
     number_of: dict[int, int]
@@ -59,32 +58,39 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
     where each packet is one frame, all pts are there, and they are what the encoder wrote.
     """
     formats = set(container.format.name.split(","))
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    if not packets or not _packets_are_frames(formats, stream, packets):
-        return None
+    packets = [
+        _Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.size)
+        for p in container.demux(stream)
+        if p.dts is not None or p.pts is not None or p.size  # not the one that ends the stream
+    ]
     times = {packet.pts for packet in packets if packet.pts is not None}
+    if not times or len(times) < len(packets) or not _packets_are_frames(formats, stream, packets):
+        return None
     # Frames that lead the first keyframe, or a file cut at any place, may be dropped.
-    first = packets[0]
-    if len(times) < len(packets) or not first.is_keyframe or first.pts != min(times):
+    if not packets[0].is_keyframe or packets[0].pts != min(times):
         return None
     # An edit list leaves packets out of what is shown: they are decoded, never returned.
-    shown = times - {packet.pts for packet in packets if packet.is_discard}
-    number_of = {pts: number for number, pts in enumerate(sorted(shown))}
-    # Matroska is searched by pts, the others by dts.
-    by_pts = "matroska" in formats
+    shown = sorted(times - {packet.pts for packet in packets if packet.is_discard})
+    by_pts = "matroska" in formats  # Matroska is searched by pts, the others by dts
     keyframes = [
-        Keyframe(number_of[packet.pts], packet.pts if by_pts or packet.dts is None else packet.dts)
-        for packet in packets
-        if packet.is_keyframe and packet.pts in number_of
+        Keyframe(bisect_left(shown, p.pts), p.pts if by_pts or p.dts is None else p.dts)
+        for p in packets
+        if p.is_keyframe and p.pts is not None
     ]
-    if not keyframes or keyframes[0].number != 0:
-        return None
-    return FrameIndex(number_of, sorted(keyframes))
+    return FrameIndex({pts: number for number, pts in enumerate(shown)}, sorted(keyframes))
 
 
-def _packets_are_frames(
-    formats: set[str], stream: VideoStream, packets: list[Packet[VideoStream]]
-) -> bool:
+class _Packet(NamedTuple):
+    """What is kept of a packet: its data would fill the memory with the whole file."""
+
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
+    is_discard: bool
+    size: int
+
+
+def _packets_are_frames(formats: set[str], stream: VideoStream, packets: list[_Packet]) -> bool:
     codec = stream.codec_context
     if formats & _STORES_PTS:
         return codec.name in _ONE_FRAME_PER_PACKET

@@ -64,18 +64,25 @@ class VideoReader:
         self.codec = self._stream.codec_context.name
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else float("nan")
-        self._index = index_frames(self._container, self._stream)
         self._counted: int | None = None
+        try:
+            self._index = index_frames(self._container, self._stream)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._container.close()
 
     @property
     def num_frames(self) -> int:
-        if self._index is not None:
-            return len(self._index.number_of)
-        if self._counted is None:  # nothing but decoding tells
-            self._counted = sum(1 for _ in self._decode_from_start())
+        if self._counted is None:
+            if self._index is not None:
+                self._counted = len(self._index.number_of)
+            else:  # nothing but decoding tells
+                self._counted = sum(1 for _ in self._decode_from_start())
+            if self._counted == 0:
+                raise DecodeError(f"{self.path}: no frame can be decoded")
         return self._counted
 
     def frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
