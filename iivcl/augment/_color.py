@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from iivcl.augment import functional as F
 from iivcl.augment._transform import Transform, check_probability, check_range, draw_uniform
-from iivcl.augment.functional._clip import select_clips
+from iivcl.augment.functional import _color_kernels as kernels
+from iivcl.augment.functional._clip import check_unit_range, values_are_free
 
 __all__ = ["ColorJitter", "Normalize", "RandomGrayscale", "RandomSolarize", "ToFloat"]
 
@@ -80,13 +80,10 @@ class ColorJitter(Transform[ColorJitterParams]):
 
     def apply(self, video: Tensor, params: ColorJitterParams) -> Tensor:  # type: ignore[override]
         """Change the colours; see :meth:`Transform.apply`."""
-        adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-        for position in range(4):
-            for index, (op, amount) in enumerate(zip(adjust, params, strict=False)):
-                where = params.order[:, position] == index
-                change = partial(_adjust, op=op, amount=amount)
-                video = select_clips("order", where, video, change)
-        return video
+        check_unit_range(video)
+        if values_are_free(video) and values_are_free(params.order):
+            return _jitter_each(video, params)
+        return _jitter_batched(video, params)
 
     def __repr__(self) -> str:
         brightness, contrast, saturation, hue = self._given
@@ -96,10 +93,36 @@ class ColorJitter(Transform[ColorJitterParams]):
         )
 
 
-def _adjust(
-    clips: Tensor, rows: Tensor, *, op: Callable[[Tensor, Tensor], Tensor], amount: Tensor
-) -> Tensor:
-    return op(clips, amount.to(clips.device, non_blocking=True)[rows])
+def _jitter_each(video: Tensor, params: ColorJitterParams) -> Tensor:
+    """Clip by clip, so that a clip pays for the four operations of its own order."""
+    adjust = (kernels.brightness, kernels.contrast, kernels.saturation, kernels.hue)
+    amounts = torch.stack(params[:4], dim=1).tolist()
+    out = torch.empty_like(video)
+    for i, order in enumerate(params.order.tolist()):
+        clip = video[i : i + 1]
+        for index in order:
+            clip = adjust[index](clip, amounts[i][index])
+        out[i] = clip[0]
+    return out
+
+
+def _jitter_batched(video: Tensor, params: ColorJitterParams) -> Tensor:
+    """All clips at once, whatever their orders are, without reading an order on the host.
+
+    Three of the four operations blend with black, a mean gray or a gray, which makes them one.
+    """
+    orders = params.order.to(video.device, non_blocking=True)  # (B, 4)
+    factors = torch.stack(params[:4], dim=1).to(video.device, non_blocking=True)  # (B, 4)
+    shift = factors[:, 3].view(-1, 1, 1, 1, 1)
+    for position in range(4):
+        op = orders[:, position]
+        factor = factors.gather(1, op.unsqueeze(1)).view(-1, 1, 1, 1, 1)
+        contrast, saturation, hue = ((op == i).view(-1, 1, 1, 1, 1) for i in (1, 2, 3))
+        gray = kernels.gray_level(video)  # (B, 1, T, H, W)
+        other = gray * saturation + gray.mean(dim=(3, 4), keepdim=True) * contrast
+        turned = kernels.hue(video, shift)
+        video = torch.where(hue, turned, kernels.blend(video, other, factor))
+    return video
 
 
 def _factor_range(name: str, value: float | tuple[float, float]) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from iivcl.augment.functional._clip import check_video, select_clips
+from iivcl.augment.functional._clip import Rows, check_video, select_clips, values_are_free
 
 __all__ = ["Compose", "RandomApply", "Transform"]
 
@@ -103,7 +103,17 @@ class Compose(Transform[tuple[Any, ...]]):
         return tuple(params)
 
     def apply(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:  # type: ignore[override]
-        """Apply every transform with its parameters; see :meth:`Transform.apply`."""
+        """Apply every transform with its parameters; see :meth:`Transform.apply`.
+
+        On the CPU one clip goes through all transforms before the next, which keeps it in the
+        cache; elsewhere the whole batch goes through each of them.
+        """
+        if len(video) < 2 or not values_are_free(video):
+            return self._apply_in_turn(video, params)
+        clips = (slice(i, i + 1) for i in range(len(video)))
+        return torch.cat([self._apply_in_turn(video[i], take_clips(params, i)) for i in clips])
+
+    def _apply_in_turn(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:
         for transform, own in zip(self, params, strict=True):
             video = transform.apply(video, own)
         return video
@@ -172,7 +182,7 @@ class RandomApply(Transform[RandomApplyParams]):
     def apply(self, video: Tensor, params: RandomApplyParams) -> Tensor:  # type: ignore[override]
         """Transform the chosen clips; see :meth:`Transform.apply`."""
 
-        def changed(clips: Tensor, rows: Tensor) -> Tensor:
+        def changed(clips: Tensor, rows: Rows) -> Tensor:
             out = self.transform.apply(clips, take_clips(params.inner, rows))
             if out.shape != clips.shape or out.dtype != clips.dtype:
                 raise ValueError(
@@ -202,10 +212,10 @@ def draw_uniform(
     return (low + (high - low) * unit).to(video.device, non_blocking=True)
 
 
-def take_clips(params: Any, rows: Tensor) -> Any:
+def take_clips(params: Any, rows: Rows) -> Any:
     """Take the parameters of some clips out of nested tuples of (B, ...) tensors."""
     if isinstance(params, Tensor):
-        return params.to(rows.device, non_blocking=True)[rows]
+        return params[rows]
     taken = [take_clips(value, rows) for value in params]
     return type(params)(*taken) if hasattr(params, "_fields") else tuple(taken)
 

@@ -16,6 +16,10 @@ from iivcl._checks import check_shape
 _ROUNDING = 1e-3  # resampling and half precision may leave [0, 1] by this much
 
 
+Rows = slice | list[int]
+"""Some clips of a batch, as an index of the first axis."""
+
+
 def check_video(video: Tensor) -> None:
     """Check that ``video`` is (B, C, T, H, W), uint8 or floating."""
     check_shape("video", video, "B C T H W")
@@ -61,7 +65,7 @@ def per_clip(
 
 
 def select_clips(
-    name: str, where: Tensor, video: Tensor, changed: Callable[[Tensor, Tensor], Tensor]
+    name: str, where: Tensor, video: Tensor, changed: Callable[[Tensor, Rows], Tensor]
 ) -> Tensor:
     """Replace the clips where ``where`` is true by ``changed(clips, rows)``.
 
@@ -72,21 +76,20 @@ def select_clips(
         name: Name of the mask, for the message.
         where: (B,) bool.
         video: (B, C, T, H, W).
-        changed: From clips (N, C, T, H, W) and their rows in the batch (N,) to clips of the same
-            shape and dtype.
+        changed: From clips (N, C, T, H, W) and their rows in the batch to clips of the same
+            shape and dtype. Rows index the first axis of any tensor of the batch.
     """
     check_shape(name, where, "B", B=(video.shape[0], "video"))
     if where.dtype != torch.bool:
         raise TypeError(f"`{name}` must be a bool tensor; got {where.dtype}")
     where = where.to(video.device, non_blocking=True)
     if not values_are_free(video):
-        every = torch.arange(len(where), device=video.device)
-        return torch.where(where.view(-1, 1, 1, 1, 1), changed(video, every), video)
-    rows = where.nonzero()[:, 0]
-    if len(rows) == 0:
+        return torch.where(where.view(-1, 1, 1, 1, 1), changed(video, slice(None)), video)
+    rows = [row for row, chosen in enumerate(where.tolist()) if chosen]
+    if not rows:
         return video
     if len(rows) == len(video):
-        return changed(video, rows)
+        return changed(video, slice(None))
     out = video.clone()
     out[rows] = changed(video[rows], rows)
     return out

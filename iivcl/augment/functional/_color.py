@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from iivcl.augment.functional import _color_kernels as kernels
 from iivcl.augment.functional._clip import (
+    Rows,
     check_channels,
     check_unit_range,
     check_video,
@@ -82,13 +84,13 @@ def normalize(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> 
     if min(std, default=1.0) <= 0:
         raise ValueError(f"`std` must be above 0; got {tuple(std)}")
     video = to_float(video, video.dtype if video.is_floating_point() else torch.float32)
-    scale = _per_channel([1 / s for s in std], video)
-    shift = _per_channel([-m / s for m, s in zip(mean, std, strict=True)], video)
-    return torch.addcmul(shift, video, scale)
+    return (video - _per_channel(mean, video)).div_(_per_channel(std, video))
 
 
-def _per_channel(values: Sequence[float], video: Tensor) -> Tensor:
-    """(C, 1, 1, 1) on the device of ``video``; filled there, since a copy would make it wait."""
+def _per_channel(values: Sequence[float], video: Tensor) -> Tensor | float:
+    """One number, or (C, 1, 1, 1) filled on the device of ``video``: a copy would make it wait."""
+    if len(set(values)) == 1:
+        return values[0]
     filled = [torch.full((1, 1, 1), v, dtype=video.dtype, device=video.device) for v in values]
     return torch.stack(filled)
 
@@ -115,7 +117,7 @@ def adjust_brightness(video: Tensor, factor: Tensor) -> Tensor:
                 [[[1.0000]]]])
     """
     check_unit_range(video)
-    return _clamp_like(video * per_clip("factor", factor, video, low=0), video)
+    return kernels.brightness(video, per_clip("factor", factor, video, low=0))
 
 
 def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
@@ -141,8 +143,7 @@ def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
         tensor([0.3750, 0.6250])
     """
     check_unit_range(video)
-    mean = _gray(video).mean(dim=(1, 3, 4), keepdim=True)  # (B, 1, T, 1, 1)
-    return _blend(video, mean, per_clip("factor", factor, video, low=0))
+    return kernels.contrast(video, per_clip("factor", factor, video, low=0))
 
 
 def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
@@ -168,8 +169,7 @@ def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
         tensor([0.2989, 0.2989, 0.2989])
     """
     check_unit_range(video)
-    factor = per_clip("factor", factor, video, low=0)
-    return video if video.shape[1] == 1 else _blend(video, _gray(video), factor)
+    return kernels.saturation(video, per_clip("factor", factor, video, low=0))
 
 
 def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
@@ -195,27 +195,7 @@ def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
         tensor([0., 1., 1.])
     """
     check_unit_range(video)
-    shift = per_clip("shift", shift, video, low=-0.5, high=0.5)
-    if video.shape[1] == 1:
-        return video
-    rgb = to_float(video, torch.promote_types(video.dtype, torch.float32))
-    red, green, blue = rgb.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
-    value, lowest = rgb.amax(dim=1, keepdim=True), rgb.amin(dim=1, keepdim=True)
-    chroma = value - lowest
-    span = torch.where(chroma > 0, chroma, 1)
-    sextant = torch.where(  # hue in [-1, 5), in sixths of the circle
-        value == red,
-        (green - blue) / span,
-        torch.where(value == green, (blue - red) / span + 2, (red - green) / span + 4),
-    )
-    sextant = sextant + 6 * shift
-
-    # Channel n of a colour of hue h: value - chroma * max(0, min(k, 4 - k, 1)), k = (n + h) mod 6.
-    k = torch.cat([sextant + 5, sextant + 3, sextant + 1], dim=1).remainder(6)
-    turned = value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
-    if video.is_floating_point():
-        return turned.to(video.dtype)
-    return (turned * (256 - 1e-3)).to(video.dtype)  # equal bins: floor of [0, 256)
+    return kernels.hue(video, per_clip("shift", shift, video, low=-0.5, high=0.5))
 
 
 def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
@@ -240,9 +220,11 @@ def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
         tensor([149, 149, 149], dtype=torch.uint8)
     """
     check_channels(video)
-    return select_clips(
-        "where", where, video, lambda clips, rows: _gray(clips).to(clips.dtype).expand_as(clips)
-    )
+
+    def gray(clips: Tensor, rows: Rows) -> Tensor:
+        return kernels.gray_level(clips).to(clips.dtype).expand_as(clips)
+
+    return select_clips("where", where, video, gray)
 
 
 def solarize(video: Tensor, threshold: Tensor) -> Tensor:
@@ -267,26 +249,4 @@ def solarize(video: Tensor, threshold: Tensor) -> Tensor:
     """
     check_unit_range(video)
     threshold = per_clip("threshold", threshold, video)
-    return torch.where(video >= threshold, _largest(video) - video, video)
-
-
-def _largest(video: Tensor) -> int:
-    return 1 if video.is_floating_point() else 255
-
-
-def _gray(video: Tensor) -> Tensor:
-    """Gray level (B, 1, T, H, W), a whole number for uint8 though its dtype is float32."""
-    if video.shape[1] == 1:
-        return video if video.is_floating_point() else video.float()
-    red, green, blue = video.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
-    gray = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
-    return gray if video.is_floating_point() else gray.floor_()
-
-
-def _blend(video: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return _clamp_like(factor * video + (1 - factor) * other, video)
-
-
-def _clamp_like(values: Tensor, video: Tensor) -> Tensor:
-    """Clamp to the range of ``video`` and return to its dtype."""
-    return values.clamp(0, _largest(video)).to(video.dtype)
+    return torch.where(video >= threshold, kernels.largest(video) - video, video)

@@ -43,7 +43,7 @@ def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
         )
     sigma = per_clip("sigma", sigma, video, low=1e-6).flatten()
     vertical = gaussian_weights(sigma, kernel_size, height)
-    horizontal = gaussian_weights(sigma, kernel_size, width)
+    horizontal = vertical if width == height else gaussian_weights(sigma, kernel_size, width)
     return apply_separable(video, vertical, horizontal)
 
 
