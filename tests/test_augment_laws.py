@@ -1,0 +1,249 @@
+"""Laws that hold for every transform and every preset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from iivcl import augment
+from iivcl.augment import (
+    CenterCrop,
+    ColorJitter,
+    Compose,
+    GaussianBlur,
+    Normalize,
+    RandomApply,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomSolarize,
+    ResizeShortSide,
+    ToFloat,
+    Transform,
+)
+
+REGISTRY: dict[str, Callable[[], Transform[Any]]] = {
+    "RandomResizedCrop": lambda: RandomResizedCrop(13, scale=(0.2, 0.766)),
+    "RandomHorizontalFlip": lambda: RandomHorizontalFlip(),
+    "ResizeShortSide": lambda: ResizeShortSide(15),
+    "CenterCrop": lambda: CenterCrop((12, 11)),
+    "ColorJitter": lambda: ColorJitter(brightness=0.6, contrast=0.6, saturation=0.6, hue=0.15),
+    "RandomGrayscale": lambda: RandomGrayscale(p=0.5),
+    "RandomSolarize": lambda: RandomSolarize(0.5, p=0.5),
+    "GaussianBlur": lambda: GaussianBlur(5, sigma=(0.1, 2.0)),
+    "ToFloat": lambda: ToFloat(),
+    "Normalize": lambda: Normalize(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)),
+    "RandomApply": lambda: RandomApply(
+        Compose(RandomGrayscale(p=0.5), GaussianBlur(3, sigma=(1.0, 2.0))), p=0.5
+    ),
+    "Compose": lambda: Compose(
+        RandomResizedCrop(17), CenterCrop(15), RandomResizedCrop((9, 11)), RandomSolarize(p=0.5)
+    ),
+    "evaluation": lambda: augment.evaluation(12),
+    "moco_v2": lambda: augment.moco_v2(20),
+    "rho_moco": lambda: augment.rho_moco(20),
+}
+EVERY = pytest.mark.parametrize("transform", [f() for f in REGISTRY.values()], ids=list(REGISTRY))
+DTYPES = pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=["uint8", "float32"])
+
+
+def make_video(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    video = torch.rand(shape)
+    return (video * 255).round().to(dtype) if dtype == torch.uint8 else video.to(dtype)
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    """Equal up to the order of sums in float32: matrix products choose it by the whole shape."""
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=2e-5)
+
+
+def take(params: Any, index: slice) -> Any:
+    if isinstance(params, Tensor):
+        return params[index]
+    taken = [take(value, index) for value in params]
+    return type(params)(*taken) if hasattr(params, "_fields") else tuple(taken)
+
+
+def tensors(params: Any) -> Iterator[Tensor]:
+    if isinstance(params, Tensor):
+        yield params
+    else:
+        for value in params:
+            yield from tensors(value)
+
+
+def test_every_public_transform_is_in_the_registry() -> None:
+    public = [getattr(augment, name) for name in augment.__all__ if name != "functional"]
+    wanted = {f.__name__ for f in public if f is not Transform}
+    assert set(REGISTRY) == wanted
+
+
+@EVERY
+@DTYPES
+def test_a_static_clip_stays_static(transform: Transform[Any], dtype: torch.dtype) -> None:
+    video = make_video(4, 3, 1, 21, 25, dtype=dtype).expand(-1, -1, 5, -1, -1)
+    out = transform(video)
+    assert_same(out, out[:, :, :1].expand_as(out))
+
+
+@EVERY
+@DTYPES
+def test_frame_order_commutes(transform: Transform[Any], dtype: torch.dtype) -> None:
+    video, order = make_video(4, 3, 5, 21, 25, dtype=dtype), torch.randperm(5)
+    params = transform.make_params(video)
+    assert_same(
+        transform.apply(video[:, :, order], params), transform.apply(video, params)[:, :, order]
+    )
+
+
+@EVERY
+@DTYPES
+def test_a_clip_depends_on_itself_alone(transform: Transform[Any], dtype: torch.dtype) -> None:
+    video = make_video(5, 3, 4, 21, 25, dtype=dtype)
+    params = transform.make_params(video)
+    together = transform.apply(video, params)
+    for i in range(5):
+        alone = transform.apply(video[i : i + 1], take(params, slice(i, i + 1)))
+        assert_same(alone, together[i : i + 1])
+
+
+@EVERY
+def test_clips_differ_in_their_parameters(transform: Transform[Any]) -> None:
+    video = make_video(1, 3, 2, 21, 25).expand(64, -1, -1, -1, -1)
+    for param in tensors(transform.make_params(video)):
+        assert len(param) == 64
+        assert len(param.unique(dim=0)) > 1
+
+
+@EVERY
+@DTYPES
+def test_generator_decides_everything(transform: Transform[Any], dtype: torch.dtype) -> None:
+    video = make_video(6, 3, 2, 21, 25, dtype=dtype)
+    state = torch.get_rng_state()
+    first = transform(video, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(123)
+    assert torch.equal(first, transform(video, generator=torch.Generator().manual_seed(7)))
+
+
+@EVERY
+@DTYPES
+def test_replay_from_params(transform: Transform[Any], dtype: torch.dtype) -> None:
+    video = make_video(6, 3, 2, 21, 25, dtype=dtype)
+    params = transform.make_params(video, torch.Generator().manual_seed(7))
+    drawn = transform(video, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(drawn, transform.apply(video, params))
+    assert torch.equal(drawn, transform.apply(video, params))
+
+
+@EVERY
+@DTYPES
+def test_input_is_left_alone(transform: Transform[Any], dtype: torch.dtype) -> None:
+    video = make_video(3, 3, 2, 21, 25, dtype=dtype)
+    before = video.clone()
+    transform(video)
+    assert torch.equal(video, before)
+    assert not transform.state_dict()
+
+
+@EVERY
+@DTYPES
+def test_memory_layout_does_not_matter(transform: Transform[Any], dtype: torch.dtype) -> None:
+    video = make_video(3, 3, 4, 21, 25, dtype=dtype)
+    params = transform.make_params(video)
+    expected = transform.apply(video, params)
+    channels_last = video.contiguous(memory_format=torch.channels_last_3d)
+    frames_first = video.transpose(1, 2).contiguous().transpose(1, 2)
+    part_of_larger = torch.stack([video, video], dim=-1)[..., 1]
+    for other in (channels_last, frames_first, part_of_larger):
+        assert_same(transform.apply(other, params), expected)
+
+
+@EVERY
+@DTYPES
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 3, 4, 20, 30), (1, 3, 1, 21, 25), (2, 3, 1, 25, 21), (0, 3, 4, 21, 25), (2, 3, 7, 48, 23)],
+)
+def test_shapes(transform: Transform[Any], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    out = transform(make_video(*shape, dtype=dtype))
+    assert out.shape == (*shape[:3], *transform.output_size(*shape[3:]))
+    assert out.dtype in (dtype, torch.float32)
+
+
+@EVERY
+@DTYPES
+def test_batched_form_equals_the_form_for_the_cpu(
+    transform: Transform[Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On accelerators all clips go through at once, masked: the same code path, run here."""
+    video = make_video(6, 3, 4, 21, 25, dtype=dtype)
+    params = transform.make_params(video)
+    steps = list(transform) if isinstance(transform, Compose) else [transform]
+    # One step at a time, since colours amplify a gray level that was rounded to the other side.
+    for step, own in zip(steps, params if len(steps) > 1 else [params], strict=True):
+        expected = step.apply(video, own)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            actual = step.apply(video, own)
+        assert actual.dtype == expected.dtype
+        atol = 1 if expected.dtype == torch.uint8 else 2e-5
+        torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=atol)
+        video = expected
+
+
+@EVERY
+@DTYPES
+def test_no_value_is_read_on_an_accelerator(transform: Transform[Any], dtype: torch.dtype) -> None:
+    """Tensors of the meta device have no values: whatever reads one there raises."""
+    video = make_video(6, 3, 4, 21, 25, dtype=dtype).to("meta")
+    out = transform(video)
+    assert out.device.type == "meta"
+    assert out.shape == (*video.shape[:3], *transform.output_size(21, 25))
+
+
+@EVERY
+def test_repr_is_code_that_makes_the_transform(transform: Transform[Any]) -> None:
+    scope = {"torch": torch, **{name: getattr(augment, name) for name in augment.__all__}}
+    assert repr(eval(repr(transform), scope)) == repr(transform)
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "rho_moco", "evaluation"])
+def test_presets_split_in_two(name: str) -> None:
+    preset = REGISTRY[name]()
+    assert isinstance(preset, Compose)
+    video = make_video(5, 3, 4, 21, 25)
+    params = preset.make_params(video)
+    geometry, color = preset[:2], preset[2:]
+    moved = geometry.apply(video, params[:2])
+    assert moved.dtype == torch.uint8
+    assert torch.equal(color.apply(moved, params[2:]), preset.apply(video, params))
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "rho_moco", "evaluation"])
+def test_presets_equal_their_transforms_one_by_one(name: str) -> None:
+    preset = REGISTRY[name]()
+    video = make_video(5, 3, 4, 21, 25)
+    params = preset.make_params(video)
+    expected = video
+    for transform, own in zip(preset, params, strict=True):
+        expected = transform.apply(expected, own)
+    assert_same(preset.apply(video, params), expected)
+
+
+@pytest.mark.parametrize("name", ["rho_moco", "evaluation"])
+def test_presets_compile_into_one_graph(name: str) -> None:
+    preset = REGISTRY[name]()
+    video = make_video(4, 3, 2, 21, 25, dtype=torch.float32)
+    params = preset.make_params(video)
+    compiled = torch.compile(preset.apply, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(video, params), preset.apply(video, params), rtol=0, atol=1e-4
+    )
+    drawn = torch.compile(preset, fullgraph=True, backend="aot_eager")(video)
+    assert drawn.shape == (4, 3, 2, *preset.output_size(21, 25))
