@@ -86,14 +86,10 @@ def momentum_update_(
         >>> from torch import nn
         >>> source = nn.Linear(1, 1, bias=False)
         >>> target = momentum_copy(source)
-        >>> nn.init.zeros_(target.weight), nn.init.ones_(source.weight)
-        (Parameter containing:
-        tensor([[0.]]), Parameter containing:
-        tensor([[1.]], requires_grad=True))
+        >>> _ = nn.init.zeros_(target.weight), nn.init.ones_(source.weight)
         >>> momentum_update_(target, source, 0.75)
-        >>> target.weight
-        Parameter containing:
-        tensor([[0.2500]])
+        >>> target.weight.item()
+        0.25
 
     Source:
         He et al., arXiv 1911.05722, equation 2.
@@ -124,7 +120,7 @@ def cosine_momentum(step: int, total_steps: int, *, base: float = 0.994) -> floa
         1 - (1 - base) * (1 + cos(pi * step / total_steps)) / 2
 
     ``base`` must fit the length of the run: the encoder that is averaged is about
-    ``1 / (1 - base)`` steps old. 0.994 is right for hundreds of thousands of steps; in a run of a
+    ``1 / (1 - base)`` steps old. 0.994 is the published value for some 100,000 steps; in a run of a
     few hundred steps it holds the key encoder near its random start, where 0.9 follows in time.
 
     Args:
