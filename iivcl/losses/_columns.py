@@ -73,14 +73,17 @@ def column_log_sum_exp(
 
 
 def choose_chunk_size(chunk_size: ChunkSize, batch: int, keys: int) -> int | Literal["dense"]:
-    """Return the user's choice; else dense for a small matrix and chunks of 4 MiB for others."""
+    """Return the user's choice; else dense for a small matrix and streaming for others."""
     if isinstance(chunk_size, int) and chunk_size < 1:
         raise ValueError(f'`chunk_size` must be at least 1, "dense" or None; got {chunk_size}')
     if chunk_size is not None:
         return chunk_size
-    if batch * keys <= _DENSE_LOGITS:
-        return "dense"
-    return max(1024, 2**20 // batch)
+    return "dense" if batch * keys <= _DENSE_LOGITS else streaming_chunk_size(batch)
+
+
+def streaming_chunk_size(batch: int) -> int:
+    """Return the keys per step that make a chunk of logits 4 MiB of float32."""
+    return max(1024, 2**20 // max(batch, 1))
 
 
 def _one_hot(places: Tensor, width: int) -> Tensor:

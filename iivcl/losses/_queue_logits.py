@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import distributed as D
 from ..queues import MoCoQueue, Neighbors
-from ._columns import ChunkSize, Columns, column_log_sum_exp
+from ._columns import ChunkSize, Columns, column_log_sum_exp, streaming_chunk_size
 
 
 def queue_logits(
@@ -35,6 +35,10 @@ def queue_logits(
         Log-sum-exp of the rest (B,), logits of the neighbours (B, k), and which of them count
         (B, k) bool.
     """
+    if chunk_size is None:
+        # Streaming whatever the size: its backward pass does not read the queue, which may have
+        # been written by then.
+        chunk_size = streaming_chunk_size(query.shape[0])
     of_queue = _logits_over_shards if queue.is_sharded else _logits_of_own
     return of_queue(query, queue, ids, found.indices, found.valid, temperature, chunk_size)
 

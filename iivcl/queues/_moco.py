@@ -128,11 +128,11 @@ class MoCoQueue(nn.Module):
         """
         self._check_rows("keys", keys)
         self.check_ids(ids, keys, "keys")
-        if self._has_ids is None:
-            self._has_ids = ids is not None
         if self.check_finite and not bool(keys.isfinite().all()):
             bad = (~keys.isfinite().all(1)).nonzero().flatten().tolist()
             raise ValueError(f"`keys` must be finite; rows {bad} are not. Nothing was written")
+        if self._has_ids is None:
+            self._has_ids = ids is not None
         keys = F.normalize(keys.float(), dim=1)
         ids = self.ids.new_full(keys.shape[:1], -1) if ids is None else ids.to(torch.int64)
         if self.distributed == "gather":

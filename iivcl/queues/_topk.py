@@ -131,6 +131,8 @@ def _search(
         columns = _Columns(query, bank, row_mask, pair_mask, query_ids, bank_ids)
         values = query.new_full((query.shape[0], k), -torch.inf)
         indices = torch.zeros_like(values, dtype=torch.int64)
+        if query.shape[0] == 0:
+            return values, indices
         for start in range(0, bank.shape[0], chunk_size):
             stop = min(start + chunk_size, bank.shape[0])
             # Few rows per k: the second pass would read as much as the first.
@@ -238,12 +240,8 @@ def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Te
     candidates.clamp_(max=stop - 1)
     step = max(1, _CANDIDATE_BYTES // (4 * dim * candidates.shape[1]))
     queries = [slice(first, first + step) for first in range(0, batch, step)]
-    scores = [columns.pairs(candidates[part], part) for part in queries]
-    similarity = (
-        torch.cat(scores).masked_fill_(beyond, -torch.inf)
-        if scores
-        else maxima.new_empty(candidates.shape)
-    )
+    similarity = torch.cat([columns.pairs(candidates[part], part) for part in queries])
+    similarity.masked_fill_(beyond, -torch.inf)
     values, order = similarity.topk(k, sorted=False)
     return values, candidates.gather(1, order)
 
@@ -264,7 +262,7 @@ def _rescore(query: Tensor, bank: Tensor, values: Tensor, indices: Tensor) -> tu
 
 def _inner_products(query: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     """Multiply each query (B, D) with its own ``rows`` (B, R) of the bank, to (B, R)."""
-    gathered = bank.index_select(0, rows.flatten()).float().view(*rows.shape, -1)
+    gathered = bank.index_select(0, rows.flatten()).float().view(*rows.shape, bank.shape[1])
     return gathered.mul_(query[:, None]).sum(2)
 
 
