@@ -141,6 +141,7 @@ def test_ucf101_split(tmp_path: Path) -> None:
     ]
     assert manifest.classes == ["ApplyEyeMakeup", "YoYo"]
     assert ucf101_ids(manifest.paths).equal(manifest.ids)
+    assert read_ucf101_split(train, "/ucf", suffix=".mp4").paths[2].endswith("_g08_c01.mp4")
     assert listed(read_ucf101_split(tmp_path / "testlist01.txt", "/u"))[0][1:] == (1, 0)
 
     train.write_text("YoYo/v_YoYo_g08_c01.avi 2\nJump/v_Jump_g01_c01.avi 3\n")

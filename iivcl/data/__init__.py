@@ -4,7 +4,7 @@ from ._container import DecodeError
 from ._dataset import VideoClips, collate_clips
 from ._decode import read_clips
 from ._failures import Failure
-from ._manifest import Manifest, read_manifest
+from ._manifest import Manifest, find_videos, read_manifest
 from ._probe import VideoInfo, probe
 from ._sampling import clip_indices, random_clip_starts, uniform_clip_starts
 from ._split_lists import read_hmdb51_split, read_ucf101_split, ucf101_ids
@@ -19,6 +19,7 @@ __all__ = [
     "VideoInfo",
     "clip_indices",
     "collate_clips",
+    "find_videos",
     "make_synthetic_videos",
     "probe",
     "random_clip_starts",

@@ -122,10 +122,25 @@ def make_manifest(
 
 
 def find_videos(root: StrPath) -> list[str]:
-    """Find the videos of a folder at every depth, sorted: files by suffix, and image folders.
+    """Find the videos of a folder at every depth: files by their suffix, and folders of images.
 
     A folder counts as a video when it holds images and neither video files nor folders. Names
     that begin with a dot are passed over.
+
+    Args:
+        root: Folder to search.
+
+    Returns:
+        Paths in natural order: ``2.mp4`` before ``10.mp4``.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from iivcl.data import find_videos
+        >>> root = pathlib.Path(tempfile.mkdtemp())
+        >>> (root / "10.mp4").touch(), (root / "2.avi").touch(), (root / "notes.txt").touch()
+        (None, None, None)
+        >>> [pathlib.Path(path).name for path in find_videos(root)]
+        ['2.avi', '10.mp4']
     """
     found: list[str] = []
     for folder, subfolders, names in os.walk(root):

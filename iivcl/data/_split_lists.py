@@ -38,12 +38,13 @@ def ucf101_ids(paths: Sequence[StrPath]) -> Tensor:
     return make_manifest(paths, groups=[_ucf101_group(path) for path in paths]).ids
 
 
-def read_ucf101_split(split_file: StrPath, root: StrPath) -> Manifest:
+def read_ucf101_split(split_file: StrPath, root: StrPath, *, suffix: str = ".avi") -> Manifest:
     r"""Read ``trainlist01.txt`` or ``testlist01.txt`` of UCF101; sibling clips share an id.
 
     Args:
         split_file: The list; ``classInd.txt`` lies beside it.
         root: Folder of the class folders.
+        suffix: Suffix of the files there, such as ``".mp4"`` for a set encoded anew.
 
     Returns:
         The videos, classes numbered from 0 as in ``classInd.txt``.
@@ -77,13 +78,18 @@ def read_ucf101_split(split_file: StrPath, root: StrPath) -> Manifest:
             raise _wrong(
                 file, number, "Class/v_Class_gXX_cYY.avi with a class of classInd.txt", line
             )
-        paths.append(os.path.join(root, name))
+        paths.append(_video_path(root, name, suffix))
         labels.append(label)
     return make_manifest(paths, labels, [_ucf101_group(path) for path in paths], classes)
 
 
 def read_hmdb51_split(
-    folder: StrPath, root: StrPath, *, split: Literal[1, 2, 3], subset: Literal["train", "test"]
+    folder: StrPath,
+    root: StrPath,
+    *,
+    split: Literal[1, 2, 3],
+    subset: Literal["train", "test"],
+    suffix: str = ".avi",
 ) -> Manifest:
     r"""Read one of the three splits of HMDB51 from its 51 files ``class_test_splitN.txt``.
 
@@ -92,6 +98,7 @@ def read_hmdb51_split(
         root: Folder of the class folders.
         split: Which of the three.
         subset: Which part.
+        suffix: Suffix of the files there, such as ``".mp4"`` for a set encoded anew.
 
     Returns:
         The videos, classes in the order of their names.
@@ -122,7 +129,7 @@ def read_hmdb51_split(
             if not name or part not in ("0", "1", "2"):
                 raise _wrong(file, number, "name.avi 0, 1 or 2", line)
             if part == wanted:
-                paths.append(os.path.join(root, label, name.strip()))
+                paths.append(_video_path(root, f"{label}/{name.strip()}", suffix))
                 labels.append(label)
     return make_manifest(paths, labels, classes=[f.name.removesuffix(ending) for f in files])
 
@@ -133,6 +140,10 @@ def _ucf101_group(path: StrPath) -> str:
     if match is None:
         raise ValueError(f"{name!r} is not a name of UCF101, which are v_Class_gXX_cYY.avi")
     return match[1]
+
+
+def _video_path(root: StrPath, name: str, suffix: str) -> str:
+    return os.path.join(root, os.path.splitext(name)[0] + suffix)
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:

@@ -84,14 +84,19 @@ def read_kinetics_split(
 
 
 def read_ssv2_split(
-    json_file: StrPath, root: StrPath, *, labels_file: StrPath | None = None
+    json_file: StrPath,
+    root: StrPath,
+    *,
+    labels_file: StrPath | None = None,
+    suffix: str = ".webm",
 ) -> Manifest:
     """Read ``something-something-v2-train.json`` (or validation, or test) of SSv2.
 
     Args:
         json_file: The split.
-        root: Folder of the ``.webm`` files.
+        root: Folder of the videos.
         labels_file: ``something-something-v2-labels.json``; None where labels are not needed.
+        suffix: Suffix of the videos, such as ``".mp4"`` for a set encoded anew.
 
     Returns:
         The videos, classes numbered as in ``labels_file``; labels of the test set are -1.
@@ -118,7 +123,7 @@ def read_ssv2_split(
         label = entry.get("template", "").replace("[", "").replace("]", "") if numbers else ""
         if label and label not in numbers:
             raise ValueError(f"{file}, entry {place}: {label!r} is not in {labels_file}")
-        paths.append(os.path.join(root, f"{entry['id']}.webm"))
+        paths.append(os.path.join(root, f"{entry['id']}{suffix}"))
         labels.append(label)
     return make_manifest(paths, labels, classes=classes)
 

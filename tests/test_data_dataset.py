@@ -1,0 +1,268 @@
+"""`VideoClips`: addressable clips, epochs in running workers, and what happens to bad files."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from functools import partial
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+from videos import barcode, read_barcodes, write_video
+
+from iivcl.data import (
+    DecodeError,
+    Failure,
+    VideoClips,
+    clip_indices,
+    collate_clips,
+    random_clip_starts,
+    read_manifest,
+    uniform_clip_starts,
+)
+
+CLIP = {"num_frames": 4, "stride": 3, "short_side": 48}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("set")
+    return [write_video(folder / f"{i}.mp4", 60, options={"bf": "0"}) for i in range(6)]
+
+
+@pytest.fixture
+def broken(paths: list[Path], tmp_path: Path) -> list[Path]:
+    """The set with its videos 1 and 4 replaced by bad ones."""
+    (tmp_path / "empty.mp4").touch()
+    return [paths[0], tmp_path / "empty.mp4", *paths[2:4], tmp_path / "missing.mp4", paths[5]]
+
+
+def codes(dataset: VideoClips, **loading) -> dict[int, list]:
+    """Which frames each video gave, read through a loader with default collation."""
+    loader = DataLoader(dataset, batch_size=2, **loading)
+    return {
+        int(index): read_barcodes(clips).tolist()
+        for batch, indices in loader
+        for clips, index in zip(batch, indices, strict=True)
+    }
+
+
+def test_clips_depend_on_seed_epoch_and_video_alone(paths: list[Path]) -> None:
+    dataset = VideoClips(paths, seed=3, **CLIP)
+    expected = codes(dataset)
+    assert {len(frames) for clips in expected.values() for frames in clips} == {4}
+    assert all(f[i + 1] - f[i] == 3 for c in expected.values() for f in c for i in range(3))
+    assert codes(dataset, num_workers=2, shuffle=True) == expected
+    ranks = [DistributedSampler(dataset, 2, rank) for rank in range(2)]
+    assert codes(dataset, sampler=ranks[0]) | codes(dataset, sampler=ranks[1]) == expected
+    assert codes(VideoClips(paths, seed=3, **CLIP)) == expected
+    assert codes(pickle.loads(pickle.dumps(dataset))) == expected
+    assert codes(VideoClips(paths, seed=4, **CLIP)) != expected
+    assert len({str(clips) for clips in expected.values()}) == len(paths)
+
+
+def test_epoch_reaches_running_workers(paths: list[Path]) -> None:
+    dataset = VideoClips(paths, **CLIP)
+    alone = []
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        alone.append(codes(dataset))
+    assert alone[0] != alone[1] != alone[2]
+
+    loader = DataLoader(dataset, batch_size=3, num_workers=2, persistent_workers=True)
+    for epoch in (0, 1, 2, 1):
+        dataset.set_epoch(epoch)
+        got = [read_barcodes(clips).tolist() for batch, _ in loader for clips in batch]
+        assert got == list(alone[epoch].values())
+
+
+def test_sampling_and_short_videos(paths: list[Path], tmp_path: Path) -> None:
+    uniform = VideoClips(paths, sampling="uniform", clips_per_video=3, **CLIP)
+    starts = uniform_clip_starts(60, num_frames=4, stride=3, clips_per_video=3)
+    expected = clip_indices(starts, 60, num_frames=4, stride=3)
+    assert read_barcodes(uniform[2][0]).equal(expected)
+
+    close = partial(random_clip_starts, power=0.5, max_gap=2)
+    dataset = VideoClips(paths, sampling=close, **CLIP)
+    firsts = torch.stack([read_barcodes(clips)[:, 0] for clips, _ in dataset])
+    assert (firsts[:, 0] - firsts[:, 1]).abs().max() <= 2
+
+    short = [write_video(tmp_path / "short.mp4", 5)]
+    for policy, frames in (("loop", [0, 3, 1, 4]), ("clamp", [0, 3, 4, 4])):
+        clips, _ = VideoClips(short, short=policy, **CLIP)[0]
+        assert read_barcodes(clips).tolist() == [frames] * 2
+    with pytest.raises(ValueError, match="needs frame 9, but the video has 5 frames"):
+        VideoClips(short, short="error", **CLIP)[0]
+
+
+def test_seconds_mean_the_same_at_every_frame_rate(tmp_path: Path) -> None:
+    slow = write_video(tmp_path / "slow.mp4", 24, fps=12)
+    fast = write_video(tmp_path / "fast.mp4", 120, fps=60)
+    dataset = VideoClips(
+        [slow, fast], num_frames=4, stride_seconds=0.25, sampling="uniform", clips_per_video=1
+    )
+    steps = [read_barcodes(clips).diff()[0].tolist() for clips, _ in dataset]
+    assert steps == [[3, 3, 3], [15, 15, 15]]
+
+
+def test_transform_draws_are_addressable(paths: list[Path]) -> None:
+    dataset = VideoClips(paths, transform=random_number, **CLIP)
+    before = torch.get_rng_state()
+    expected = [dataset[i][0] for i in range(6)]
+    assert torch.get_rng_state().equal(before)
+    assert len(set(expected)) == 6
+    loaded = DataLoader(dataset, batch_size=1, num_workers=2, shuffle=True)
+    assert {int(i): float(x) for x, i in loaded} == dict(enumerate(expected))
+
+
+def random_number(clips: torch.Tensor) -> float:
+    assert clips.dtype == torch.uint8
+    assert clips.shape == (2, 3, 4, 48, 96)
+    return float(torch.rand(1))
+
+
+def test_manifest_gives_labels_and_ids(paths: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "set.csv"
+    rows = [f"{path},{'ab'[i % 2]},{i // 3}" for i, path in enumerate(paths)]
+    file.write_text("path,label,group\n" + "\n".join(rows))
+    for source in (file, str(file), read_manifest(file)):
+        dataset = VideoClips(source, **CLIP)
+        clips, index, labels, ids = next(iter(DataLoader(dataset, batch_size=6)))
+        assert clips.shape == (6, 2, 3, 4, 48, 96)
+        assert index.tolist() == list(range(6))
+        assert labels.tolist() == [0, 1] * 3
+        assert ids.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.classes == ["a", "b"]
+
+
+def test_raise_names_the_file_also_from_a_worker(broken: list[Path]) -> None:
+    dataset = VideoClips(broken, **CLIP)
+    message = f"{broken[1]}: the file is empty"
+    with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
+        dataset[1]
+    with pytest.raises(DecodeError, match=re.escape(message)):
+        list(DataLoader(dataset, num_workers=1))
+    # Once here and once in the worker, which had begun to read ahead.
+    assert [f.cause for f in dataset.failures() if f.index == 1] == [message] * 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_substitute_keeps_the_length_and_tells_the_index(
+    num_workers: int, broken: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = VideoClips(broken, on_error="substitute", **CLIP)
+    assert len(dataset) == 6
+    seen = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        batches = list(DataLoader(dataset, batch_size=2, num_workers=num_workers))
+        assert [len(indices) for _, indices in batches] == [2, 2, 2]
+        indices = torch.cat([indices for _, indices in batches])
+        assert indices[[0, 2, 3, 5]].tolist() == [0, 2, 3, 5]
+        assert not {1, 4} & set(indices.tolist())
+        seen.append(indices.tolist())
+        causes = {(f.epoch, f.index): (f.path, f.cause) for f in dataset.failures()}
+        for index, cause in ((1, "the file is empty"), (4, "No such file or directory")):
+            path = str(broken[index])
+            assert causes[epoch, index] == (path, f"{path}: {cause}")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        dataset.set_epoch(0)
+    assert caplog.messages == [
+        "epoch 1: 2 of 6 videos failed:"
+        f"\n  {broken[1]}: the file is empty\n  {broken[4]}: No such file or directory"
+    ]
+    # The substitutes, too, depend on (seed, epoch, index) alone.
+    again = [dataset[i][1] for i in range(6)]
+    assert again == seen[0]
+
+
+def test_skip_leaves_videos_out_of_the_batch(broken: list[Path]) -> None:
+    dataset = VideoClips(broken, on_error="skip", **CLIP)
+    assert dataset[1] is None
+    loader = DataLoader(dataset, batch_size=3, collate_fn=collate_clips)
+    assert [indices.tolist() for _, indices in loader] == [[0, 2], [3, 5]]
+    with pytest.raises(DecodeError, match=r"^none of the 1 videos of a batch can be read$"):
+        list(DataLoader(dataset, batch_size=1, collate_fn=collate_clips))
+
+
+def test_set_of_nothing_but_bad_files_ends(tmp_path: Path) -> None:
+    missing = [tmp_path / f"{i}.mp4" for i in range(30)]
+    dataset = VideoClips(missing, on_error="substitute", failure_log=tmp_path / "log", **CLIP)
+    with pytest.raises(DecodeError, match="No such file or directory"):
+        dataset[3]
+    failures = dataset.failures()
+    assert len(failures) == 11
+    assert len({f.index for f in failures}) == 11
+    assert failures[0] == Failure(0, 3, str(missing[3]), f"{missing[3]}: No such file or directory")
+    del dataset
+    assert len((tmp_path / "log").read_text().splitlines()) == 11  # the user's own file stays
+
+
+def test_workers_run_few_threads(paths: list[Path]) -> None:
+    dataset = VideoClips(paths, transform=count_threads, **CLIP)
+    counts = [int(count) for count, _ in DataLoader(dataset, batch_size=1, num_workers=2)]
+    assert max(counts) <= 4
+
+
+def count_threads(clips: torch.Tensor) -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("needs /proc")
+    return int(re.search(r"Threads:\s+(\d+)", status.read_text())[1])
+
+
+def test_folder_of_images_is_a_video(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(12):
+        suffix, codec, pix_fmt = (
+            (".png", "png", "rgb24") if number % 2 else (".JPG", "mjpeg", "yuvj420p")
+        )
+        with av.open(str(tmp_path / "image"), "w", format="image2") as output:
+            stream = output.add_stream(codec, rate=1)
+            stream.height, stream.width, stream.pix_fmt = 48, 96, pix_fmt
+            frame = av.VideoFrame.from_ndarray(barcode(number), format="rgb24")
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+        (tmp_path / "image").rename(folder / f"100% frame {number}{suffix}")
+    dataset = VideoClips([folder], num_frames=3, stride=4, sampling="uniform", clips_per_video=2)
+    clips, _ = dataset[0]
+    assert read_barcodes(clips).tolist() == [[0, 4, 8], [3, 7, 11]]
+
+    with pytest.raises(DecodeError, match="the frame rate is unknown, so `stride_seconds` has no"):
+        VideoClips([folder], num_frames=3, stride_seconds=0.1)[0]
+    (folder / "100% frame 5.png").write_bytes(b"no image")
+    with pytest.raises(DecodeError, match=r"/100% frame 5\.png: "):
+        VideoClips([folder], num_frames=12, stride=1)[0]
+
+
+def test_indices_are_those_of_a_sequence(paths: list[Path]) -> None:
+    dataset = VideoClips(paths, **CLIP)
+    assert dataset[-1][1] == 5
+    with pytest.raises(IndexError):
+        dataset[6]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stride": None}, "exactly one of `stride` and `stride_seconds` must be given; got None"),
+        ({"stride_seconds": 1.0}, "exactly one of `stride` and `stride_seconds` must be given"),
+        ({"stride": -1}, "`stride` must be above 0 and finite; got -1"),
+        ({"num_frames": 0}, "`num_frames` must be at least 1; got 0"),
+        ({"clips_per_video": 0}, "`clips_per_video` must be at least 1; got 0"),
+        ({"short_side": 0}, "`short_side` must be at least 1; got 0"),
+        ({"seed": -1}, "`seed` must be at least 0; got -1"),
+        ({"sampling": "centre"}, "`sampling` must be one of ('random', 'uniform'); got 'centre'"),
+        ({"short": "pad"}, "`short` must be one of ('loop', 'clamp', 'mirror', 'error'); got"),
+        ({"on_error": "ignore"}, "`on_error` must be one of ('raise', 'substitute', 'skip'); got"),
+    ],
+)
+def test_arguments(arguments: dict, message: str, paths: list[Path]) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        VideoClips(paths, **CLIP | arguments)
