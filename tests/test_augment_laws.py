@@ -43,6 +43,7 @@ REGISTRY: dict[str, Callable[[], Transform[Any]]] = {
     "Compose": lambda: Compose(
         RandomResizedCrop(17), CenterCrop(15), RandomResizedCrop((9, 11)), RandomSolarize(p=0.5)
     ),
+    "cvrl": lambda: augment.cvrl(20),
     "evaluation": lambda: augment.evaluation(12),
     "moco_v2": lambda: augment.moco_v2(20),
     "rho_moco": lambda: augment.rho_moco(20),
@@ -213,7 +214,7 @@ def test_repr_is_code_that_makes_the_transform(transform: Transform[Any]) -> Non
     assert repr(eval(repr(transform), scope)) == repr(transform)
 
 
-@pytest.mark.parametrize("name", ["moco_v2", "rho_moco", "evaluation"])
+@pytest.mark.parametrize("name", ["cvrl", "moco_v2", "rho_moco", "evaluation"])
 def test_presets_split_in_two(name: str) -> None:
     preset = REGISTRY[name]()
     assert isinstance(preset, Compose)
@@ -225,7 +226,7 @@ def test_presets_split_in_two(name: str) -> None:
     assert torch.equal(color.apply(moved, params[2:]), preset.apply(video, params))
 
 
-@pytest.mark.parametrize("name", ["moco_v2", "rho_moco", "evaluation"])
+@pytest.mark.parametrize("name", ["cvrl", "moco_v2", "rho_moco", "evaluation"])
 def test_presets_equal_their_transforms_one_by_one(name: str) -> None:
     preset = REGISTRY[name]()
     video = make_video(5, 3, 4, 21, 25)

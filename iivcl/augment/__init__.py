@@ -14,7 +14,7 @@ from iivcl.augment._geometry import (
     RandomResizedCrop,
     ResizeShortSide,
 )
-from iivcl.augment._presets import evaluation, moco_v2, rho_moco
+from iivcl.augment._presets import cvrl, evaluation, moco_v2, rho_moco
 from iivcl.augment._transform import Compose, RandomApply, Transform
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "ResizeShortSide",
     "ToFloat",
     "Transform",
+    "cvrl",
     "evaluation",
     "functional",
     "moco_v2",

@@ -12,7 +12,7 @@ from iivcl.augment._geometry import (
 )
 from iivcl.augment._transform import Compose, RandomApply
 
-__all__ = ["evaluation", "moco_v2", "rho_moco"]
+__all__ = ["cvrl", "evaluation", "moco_v2", "rho_moco"]
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _KINETICS_MEAN, _KINETICS_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
@@ -79,6 +79,39 @@ def rho_moco(size: int) -> Compose:
         size,
         scale=(0.2, 0.766),
         jitter=(0.6, 0.6, 0.6, 0.15),
+        mean=_KINETICS_MEAN,
+        std=_KINETICS_STD,
+    )
+
+
+def cvrl(size: int) -> Compose:
+    """Augmentation of CVRL, with one draw per clip.
+
+    Crop area [0.3, 1], aspect [1/2, 2]; flip 0.5; jitter 0.8/0.8/0.8/0.2 with p 0.8; gray 0.2;
+    blur sigma U(0.1, 2.0) over a tenth of the frame with p 0.5; mean 0.45 and std 0.225.
+
+    Args:
+        size: Height and width of the result in pixels.
+
+    Returns:
+        From (B, 3, T, H, W) uint8 to (B, 3, T, size, size) float32; ``[:2]`` is its geometry and
+        ``[2:]`` its colours.
+
+    Example:
+        >>> cvrl(224)[0]
+        RandomResizedCrop(224, scale=(0.3, 1.0), ratio=(0.5, 2))
+
+    Source:
+        Qian et al., "Spatiotemporal Contrastive Video Representation Learning" (arXiv 2008.03800),
+        and the released code, ``video_ssl`` of the TensorFlow Model Garden. That code blurs one
+        view always and the other with p 0.1, solarizes the latter with p 0.2, and leaves the final
+        range to a switch; here both views are alike.
+    """
+    return _contrastive(
+        size,
+        scale=(0.3, 1.0),
+        ratio=(0.5, 2.0),
+        jitter=(0.8, 0.8, 0.8, 0.2),
         mean=_KINETICS_MEAN,
         std=_KINETICS_STD,
     )
