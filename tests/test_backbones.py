@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from iivcl import backbones
 from iivcl.backbones import VideoResNet, mc3_18, r2plus1d_18, r3d_18, slow_r50, slow_resnet
 
 BUILDERS: dict[str, Callable[..., VideoResNet]] = {
@@ -162,8 +165,42 @@ def test_slow_r50_has_the_published_number_of_parameters() -> None:
             width = 4 * inner
     backbone = slow_r50()
     assert sum(p.numel() for p in backbone.parameters()) == count == 31_634_496
-    # The model zoo gives 32.45 M with the classifier of Kinetics-400.
-    assert round((count + 2048 * 400 + 400) / 1e6, 2) == 32.45
+    # The model zoo gives 32.45 M with the classifier of Kinetics-400, and 54.52 G at 256 pixels.
+    classifier = 2048 * 400
+    assert round((count + classifier + 400) / 1e6, 2) == 32.45
+    assert round((multiply_adds(slow_r50, 8, 256) + classifier) / 1e9, 2) == 54.52
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_multiply_adds_are_torchvisions(name: str) -> None:
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta["_ops"]
+    assert multiply_adds(BUILDERS[name], 16, 112) / 1e9 == pytest.approx(published, abs=2e-3)
+
+
+def test_table_in_the_documentation() -> None:
+    page = Path(__file__).parent.parent / "docs" / "reference" / "backbones.md"
+    rows = re.findall(
+        r"^\| `(\w+)\((\d*)\)` \| (\d+) \| (\d+), (\d+) \| ([\d.]+) "
+        r"\| (\d+) x (\d+) \| ([\d.]+) \|$",
+        page.read_text(),
+        re.MULTILINE,
+    )
+    assert len(rows) == 6
+    for name, depth, dim, time, space, parameters, frames, pixels, cost in rows:
+        builder = functools.partial(getattr(backbones, name), *([int(depth)] if depth else []))
+        with torch.device("meta"):
+            backbone = builder()
+        assert (backbone.feature_dim, backbone.strides) == (int(dim), (int(time), int(space)))
+        assert f"{sum(p.numel() for p in backbone.parameters()) / 1e6:.1f}" == parameters
+        assert f"{multiply_adds(builder, int(frames), int(pixels)) / 1e9:.1f}" == cost
+
+
+def multiply_adds(builder: Callable[[], VideoResNet], frames: int, pixels: int) -> int:
+    with torch.device("meta"):
+        backbone, video = builder().eval(), torch.empty(1, 3, frames, pixels, pixels)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone(video)
+    return counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize("name", ["mc3_18", "slow_r18"])

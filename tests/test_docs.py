@@ -88,7 +88,7 @@ def test_docstring_examples(path: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in (ROOT / "README.md", *PAGES) if PYTHON_BLOCK.search(page.read_text())],
+    [page for page in (*ROOT.glob("README.md"), *PAGES) if PYTHON_BLOCK.search(page.read_text())],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_code_on_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ class TestExtractFeatures:
         videos = torch.randn(5, 3, 2, 2, 4, 4)  # (N, V, C, T, H, W)
         labels = torch.tensor([3, 1, 4, 1, 5])
         order = torch.tensor([4, 2, 0, 3, 1])
-        loader = [(videos[i], i, labels[i]) for i in order.split(2)]
+        loader = [(videos[i], i, labels[i], 10 * i) for i in order.split(2)]
         model = MeanOfClip()
         found = extract_features(model, loader, device="cpu")
         torch.testing.assert_close(found.features, videos.mean(dim=(1, 3, 4, 5)))
@@ -126,8 +126,9 @@ class TestExtractFeatures:
 
     def test_other_elements(self) -> None:
         message = (
-            "`loader` must give (clips, index) or (clips, index, label) with clips "
-            "(B, V, C, T, H, W) or (B, C, T, H, W) and index, label (B,); got [(2, 3), 'list']"
+            "`loader` must give (clips, index), (clips, index, label) or (clips, index, label, id) "
+            "with clips (B, V, C, T, H, W) or (B, C, T, H, W), the others (B,); "
+            "got [(2, 3), 'list']"
         )
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             extract_features(MeanOfClip(), [(torch.zeros(2, 3), [0, 1])], device="cpu")

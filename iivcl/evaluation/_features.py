@@ -41,8 +41,9 @@ def extract_features(
 
     Args:
         model: Module from ``(B, C, T, H, W)`` to ``(B, D)``, already on ``device``.
-        loader: Gives ``(clips, index)`` or ``(clips, index, label)``: clips ``(B, V, C, T, H, W)``
-            or ``(B, C, T, H, W)``, index and label ``(B,)`` integers.
+        loader: Gives ``(clips, index)``, ``(clips, index, label)`` or, as `VideoClips` does of a
+            manifest, ``(clips, index, label, id)``: clips ``(B, V, C, T, H, W)`` or
+            ``(B, C, T, H, W)``, the others ``(B,)`` integers. Ids are not used.
         device: Where the clips are moved.
 
     Returns:
@@ -66,7 +67,7 @@ def extract_features(
     try:
         with torch.inference_mode():
             for element in loader:
-                clips, *rest = _check_element(element)
+                clips, *rest = _check_element(element)[:3]
                 batches.append((_video_features(model, clips.to(device, non_blocking=True)), *rest))
     finally:
         for module, training in modes:
@@ -95,11 +96,11 @@ def _video_features(model: nn.Module, clips: Tensor) -> Tensor:
 
 
 def _check_element(element: Sequence[Tensor]) -> Sequence[Tensor]:
-    fits = len(element) in (2, 3) and all(isinstance(part, Tensor) for part in element)
+    fits = len(element) in (2, 3, 4) and all(isinstance(part, Tensor) for part in element)
     if not fits or element[0].ndim not in (5, 6):
         kinds = [tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__ for e in element]
         raise ValueError(
-            "`loader` must give (clips, index) or (clips, index, label) with clips "
-            f"(B, V, C, T, H, W) or (B, C, T, H, W) and index, label (B,); got {kinds}"
+            "`loader` must give (clips, index), (clips, index, label) or (clips, index, label, id) "
+            f"with clips (B, V, C, T, H, W) or (B, C, T, H, W), the others (B,); got {kinds}"
         )
     return element
