@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._checks import check_floating, check_ids, check_shape
+from ._checks import check_floating, check_ids, check_same_device, check_shape
 from .queues import Neighbors
 
 __all__ = [
@@ -164,16 +164,23 @@ def neighbor_age(neighbors: Neighbors, ages: Tensor) -> Tensor:
         >>> neighbor_age(neighbors, torch.tensor([1, 2, 4]))
         tensor(2.5000)
     """
-    check_shape("ages", ages, "K")
-    return _mean_over_valid(ages[neighbors.indices], neighbors)
+    return _mean_over_valid(_look_up("ages", ages, neighbors), neighbors)
 
 
 def _match_rate(
     neighbors: Neighbors, bank_name: str, bank: Tensor, name: str, values: Tensor
 ) -> Tensor:
-    check_shape(bank_name, bank, "K")
     check_ids(name, values, len(neighbors.indices), "neighbors")
-    return _mean_over_valid(bank[neighbors.indices] == values[:, None], neighbors)
+    check_same_device(name, values, "neighbors", neighbors.indices)
+    match = _look_up(bank_name, bank, neighbors) == values[:, None]  # (B, k)
+    return _mean_over_valid(match, neighbors)
+
+
+def _look_up(name: str, bank: Tensor, neighbors: Neighbors) -> Tensor:
+    """Take the entry of every neighbour, (B, k), from one per row of the queue, (K,)."""
+    check_shape(name, bank, "K")
+    check_same_device(name, bank, "neighbors", neighbors.indices)
+    return bank[neighbors.indices]
 
 
 def _mean_over_valid(values: Tensor, neighbors: Neighbors) -> Tensor:

@@ -151,6 +151,12 @@ class TestNeighbors:
             assert (result.shape, result.dtype) == ((), torch.float32)
             assert not result.requires_grad
 
+    def test_other_device(self) -> None:
+        neighbors = make_neighbors(6, 4, K=10)
+        message = "`queue_ids` is on meta but `neighbors` is on cpu; move them to the same device"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            self_match_rate(neighbors, torch.arange(10, device="meta"), torch.arange(6))
+
     def test_unfit_shapes(self) -> None:
         neighbors = make_neighbors(6, 4, K=10)
         message = "`labels` must have shape (B,) with B=6 (from `neighbors`); got (5,)"

@@ -228,6 +228,14 @@ class TestRetrieval:
                 "`gallery_labels` must have shape (B,) with B=60 (from `gallery`); got (59,)",
             ),
             (lambda q, ql, g, gl: (q[:0], ql[:0], g, gl), "`query` has no rows"),
+            (
+                lambda q, ql, g, gl: (q, ql.to("meta"), g, gl),
+                "`query_labels` is on meta but `query` is on cpu; move them to the same device",
+            ),
+            (
+                lambda q, ql, g, gl: (q, ql, g, gl.to("meta")),
+                "`gallery_labels` is on meta but `gallery` is on cpu; move them to the same device",
+            ),
         ],
     )
     def test_unfit_shapes(self, change: Callable[..., tuple[Tensor, ...]], message: str) -> None:

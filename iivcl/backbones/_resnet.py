@@ -33,7 +33,9 @@ class VideoResNet(nn.Module):
             gradients and the same running statistics.
 
     Attributes:
-        feature_dim: Channels D of the encoder's output.
+        feature_dim: Channels of the encoder's output.
+        strides: As given.
+        gradient_checkpointing: May be switched between two steps.
 
     Example:
         >>> import torch

@@ -62,6 +62,7 @@ def retrieval_recall(
     """
     _check_sides(query, gallery, gallery_labels)
     check_ids("query_labels", query_labels, len(query), "query")
+    check_same_device("query_labels", query_labels, "query", query)
     for k in ks:
         _check_k("ks", k, len(gallery))
     if center:
@@ -136,6 +137,7 @@ def _check_sides(query: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None
     check_floating("gallery", gallery)
     check_same_device("gallery", gallery, "query", query)
     check_ids("gallery_labels", gallery_labels, len(gallery), "gallery")
+    check_same_device("gallery_labels", gallery_labels, "gallery", gallery)
     if len(query) == 0:
         raise ValueError("`query` has no rows")
 

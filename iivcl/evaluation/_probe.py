@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._checks import check_floating, check_ids, check_shape
+from .._checks import check_floating, check_ids, check_same_device, check_shape
 
 __all__ = ["fit_linear_probe", "topk_accuracy"]
 
@@ -56,6 +56,7 @@ def fit_linear_probe(
     check_shape("features", features, "N D")
     check_floating("features", features)
     check_ids("labels", labels, len(features), "features")
+    check_same_device("labels", labels, "features", features)
     if weight_decay < 0:
         raise ValueError(f"`weight_decay` must be at least 0; got {weight_decay}")
     if num_classes is None:
@@ -118,6 +119,7 @@ def topk_accuracy(
     """
     check_shape("scores", scores, "N num_classes")
     check_ids("labels", labels, len(scores), "scores")
+    check_same_device("labels", labels, "scores", scores)
     for k in ks:
         if not 1 <= k <= scores.shape[1]:
             raise ValueError(
