@@ -1,0 +1,205 @@
+"""Re-encode a folder of videos for training: small, with a keyframe every few frames, no sound.
+
+    python examples/prepare_videos.py SRC DST --short-side 128 --gop 8
+
+Decoding a clip then costs a few small frames instead of up to a whole group of large ones. DST
+mirrors SRC, every video as .mp4, and gets `manifest.csv` (path, label = name of the folder) for
+`iivcl.data.VideoClips`, and `failed.csv` with the files that could not be read and why.
+
+Stop it at any time and start it again: finished files are not redone, and no half file is ever
+seen under its final name. Frames keep their order and their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from fractions import Fraction
+from multiprocessing import parent_process
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from iivcl.data import DecodeError, find_videos, probe
+
+UNFINISHED = ".unfinished"  # folder in DST of the files being written
+BT601, LIMITED = 6, 1  # how FFmpeg numbers the colours that every file is written in
+
+
+def main() -> int:
+    args = parse_args()
+    if not args.src.is_dir():
+        sys.exit(f"{args.src} is not a folder")
+    sources = [Path(path) for path in find_videos(args.src) if Path(path).is_file()]
+    if not sources:
+        sys.exit(f"{args.src} holds no video files")
+    targets = choose_targets(sources, args.src)
+
+    settings = {"short_side": args.short_side, "gop": args.gop, "crf": args.crf}
+    check_settings(args.dst, settings)
+    shutil.rmtree(args.dst / UNFINISHED, ignore_errors=True)  # what a killed run left
+    (args.dst / UNFINISHED).mkdir()
+
+    todo = [source for source in sources if not (args.dst / targets[source]).exists()]
+    print(f"{len(sources)} videos, {len(sources) - len(todo)} of them finished before")
+    failed: dict[Path, str] = {}
+    with ProcessPoolExecutor(args.jobs, initializer=end_with_parent) as pool:
+        jobs = {
+            pool.submit(prepare, source, args.dst, targets[source], **settings): source
+            for source in todo
+        }
+        try:
+            for job in tqdm(as_completed(jobs), total=len(jobs), unit="video"):
+                cause = job.result()
+                if cause is not None:
+                    failed[jobs[job]] = cause
+        except BrokenProcessPool:
+            reading = [p.read_text() for p in (args.dst / UNFINISHED).glob("*.source")]
+            sys.exit("a process died while it read one of:\n  " + "\n  ".join(sorted(reading)))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            sys.exit("stopped; start again to go on")
+    shutil.rmtree(args.dst / UNFINISHED)
+
+    finished = [source for source in sources if source not in failed]
+    write_csv(
+        args.dst / "manifest.csv",
+        ["path", "label"],
+        ([targets[s], targets[s].parent.name] for s in finished),
+    )
+    write_csv(args.dst / "failed.csv", ["path", "cause"], sorted(failed.items()))
+    print(f"{len(finished)} videos in {args.dst / 'manifest.csv'}")
+    for source, cause in sorted(failed.items()):
+        print(f"failed: {source}: {cause}")
+    return 1 if failed else 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("src", type=Path, metavar="SRC", help="folder searched at every depth")
+    parser.add_argument("dst", type=Path, metavar="DST", help="folder to write, mirrors SRC")
+    parser.add_argument("--short-side", type=int, default=128, help="pixels; never scales up")
+    parser.add_argument("--gop", type=int, default=8, help="frames from keyframe to keyframe")
+    parser.add_argument("--crf", type=int, default=20, help="x264 quality, lower is better")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="files at a time")
+    return parser.parse_args()
+
+
+def choose_targets(sources: list[Path], src: Path) -> dict[Path, Path]:
+    """Map a/b.avi to a/b.mp4, or to a/b.avi.mp4 where two files would share that name."""
+    relative = {source: source.relative_to(src) for source in sources}
+    count = Counter(path.with_suffix(".mp4") for path in relative.values())
+    return {
+        source: path.with_suffix(".mp4")
+        if count[path.with_suffix(".mp4")] == 1
+        else path.with_name(path.name + ".mp4")
+        for source, path in relative.items()
+    }
+
+
+def check_settings(dst: Path, settings: dict[str, int]) -> None:
+    """Refuse to mix files of different settings in one folder."""
+    file = dst / "settings.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        if before != settings:
+            sys.exit(f"{dst} was begun with {before}; use these again, or another folder")
+    else:
+        dst.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
+
+
+def prepare(
+    source: Path, dst: Path, target: Path, *, short_side: int, gop: int, crf: int
+) -> str | None:
+    """Re-encode one file; return why it could not be done, or None."""
+    unfinished = dst / UNFINISHED / f"{os.getpid()}.mp4"
+    unfinished.with_suffix(".source").write_text(str(source))
+    try:
+        encode(source, unfinished, short_side=short_side, gop=gop, crf=crf)
+    except (DecodeError, av.FFmpegError, OSError, ValueError) as error:
+        return str(error).removeprefix(f"{source}: ")
+    (dst / target).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(unfinished, dst / target)  # the whole file appears at once
+    return None
+
+
+def encode(source: Path, target: Path, *, short_side: int, gop: int, crf: int) -> None:
+    info = probe(source)
+    scale = min(1, short_side / min(info.height, info.width))  # never enlarges
+    height, width = (max(2, 2 * round(side * scale / 2)) for side in (info.height, info.width))
+    rate = Fraction(info.fps).limit_denominator(1001) if info.fps > 0 else Fraction(25)
+    options = {
+        "crf": str(crf),
+        "g": str(gop),
+        "preset": "veryfast",
+        "tune": "fastdecode",
+        "bf": "0",
+    }
+    with (
+        av.open(f"file:{source}", metadata_errors="ignore") as container,
+        av.open(f"file:{target}", "w") as output,
+    ):
+        decoded = container.streams.best("video")
+        encoded = output.add_stream("libx264", rate=rate, options=options)
+        encoded.height, encoded.width, encoded.pix_fmt = height, width, "yuv420p"
+        encoded.codec_context.colorspace = BT601
+        encoded.codec_context.color_range = LIMITED
+        for stream in (decoded, encoded):
+            stream.codec_context.thread_count = 1  # the files are what runs in parallel
+        number = -1
+        for number, frame in enumerate(container.decode(decoded)):
+            small = scale_and_turn(frame, height, width)
+            # Decode order is the only order that can be trusted: time stamps may run backwards.
+            small.pts, small.time_base = number, 1 / rate
+            output.mux(encoded.encode(small))
+        output.mux(encoded.encode())
+    if number + 1 != info.num_frames:
+        raise ValueError(f"only {number + 1} of {info.num_frames} frames can be decoded")
+
+
+def scale_and_turn(frame: av.VideoFrame, height: int, width: int) -> av.VideoFrame:
+    """Scale a frame to (height, width), the size after turning it as its rotation tag says."""
+    turns = frame.rotation // 90 % 4
+    if turns % 2:
+        height, width = width, height
+    small = frame.reformat(
+        width, height, "yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG"
+    )
+    if turns == 0:
+        return small
+    planes = small.to_ndarray()  # (H * 3 / 2, W): Y, then U and V of half the height and width
+    y, u, v = np.split(planes.reshape(-1), [height * width, height * width * 5 // 4])
+    y = np.rot90(y.reshape(height, width), turns)
+    u, v = (np.rot90(plane.reshape(height // 2, width // 2), turns) for plane in (u, v))
+    turned = np.concatenate([plane.reshape(-1) for plane in (y, u, v)]).reshape(-1, y.shape[1])
+    return av.VideoFrame.from_ndarray(turned, format="yuv420p")
+
+
+def end_with_parent() -> None:
+    """End this process with the one that started it, however that one ends."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def write_csv(path: Path, header: list[str], rows) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
