@@ -1,7 +1,7 @@
 """What the loss does not show: collapse of the embeddings, and the quality of the neighbours.
 
-Every function returns a float32 scalar tensor and makes no GPU wait, so all of them can be called
-at every step of training.
+Every function returns a float32 scalar tensor. All but `effective_rank` leave the host free of the
+GPU, so they can be called at every step of training.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def effective_rank(embeddings: Tensor) -> Tensor:
         exp(-sum_i p_i log p_i),   p_i = sigma_i / sum_j sigma_j
 
     with ``sigma`` the singular values of the matrix of embeddings. 1 when all lie on one line, and
-    ``min(B, D)`` when all directions are used alike.
+    ``min(B, D)`` when all directions are used alike. The decomposition makes the host wait for the
+    device, so call it now and then.
 
     Args:
         embeddings: ``(B, D)``; take B well above D, for the result cannot exceed either.
