@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from ranks_evaluation import gather_features
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -118,6 +120,21 @@ class TestExtractFeatures:
         one = extract_features(MeanOfClip(), [(videos, torch.arange(6))], device="cpu")
         two = extract_features(MeanOfClip(), [(videos[shuffled], shuffled)], device="cpu")
         assert torch.equal(one.features, two.features)
+
+    def test_ranks_gather_every_video_once(self, tmp_path: Path) -> None:
+        torch.multiprocessing.spawn(gather_features, (2, str(tmp_path)), nprocs=2)
+        for rank, own in ((0, [0, 2, 4]), (1, [0, 1, 3])):
+            found = torch.load(tmp_path / f"{rank}.pt")
+            assert found["local"][1].tolist() == own
+            features, indices, labels = found["gather"]
+            assert indices.tolist() == [0, 1, 2, 3, 4]
+            assert labels.tolist() == [0, 10, 20, 30, 40]
+            assert torch.equal(features, torch.arange(5.0)[:, None].expand(5, 4))
+
+    def test_unknown_distribution(self) -> None:
+        message = "`distributed` must be one of ('local', 'gather'); got 'shard'"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            extract_features(MeanOfClip(), [], device="cpu", distributed="shard")  # type: ignore[arg-type]
 
     def test_empty_loader(self) -> None:
         message = "`loader` gave no batch; check that the dataset is not empty"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .._checks import check_choice
+from ..distributed import all_gather_cat
 
 __all__ = ["Features", "extract_features"]
 
@@ -26,7 +29,11 @@ class Features(NamedTuple):
 
 
 def extract_features(
-    model: nn.Module, loader: Iterable[Sequence[Tensor]], *, device: torch.device | str
+    model: nn.Module,
+    loader: Iterable[Sequence[Tensor]],
+    *,
+    device: torch.device | str,
+    distributed: Literal["local", "gather"] = "local",
 ) -> Features:
     """Run a frozen model over a loader and keep one feature per video.
 
@@ -45,6 +52,8 @@ def extract_features(
             manifest, ``(clips, index, label, id)``: clips ``(B, V, C, T, H, W)`` or
             ``(B, C, T, H, W)``, the others ``(B,)`` integers. Ids are not used.
         device: Where the clips are moved.
+        distributed: ``"local"`` returns what this process has read. ``"gather"`` returns the
+            videos of all ranks on every rank, and must be called by all of them.
 
     Returns:
         The features, indices and labels of all videos.
@@ -62,6 +71,7 @@ def extract_features(
                 [2., 3.]]), indices=tensor([0, 1]), labels=tensor([5, 7]))
     """
     batches = []
+    check_choice("distributed", distributed, ("local", "gather"))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -75,7 +85,10 @@ def extract_features(
     if not batches:
         raise ValueError("`loader` gave no batch; check that the dataset is not empty")
 
-    features, indices, *labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+    if distributed == "gather":
+        columns = [all_gather_cat(column.to(device)).cpu() for column in columns]
+    features, indices, *labels = columns
     order = indices.argsort(stable=True)
     is_first = indices[order].diff(prepend=indices.new_tensor([-1])) != 0
     rows = order[is_first]
