@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -95,15 +96,15 @@ class ColorJitter(Transform[ColorJitterParams]):
 
 def _jitter_each(video: Tensor, params: ColorJitterParams) -> Tensor:
     """Clip by clip, so that a clip pays for the four operations of its own order."""
-    adjust = (kernels.brightness, kernels.contrast, kernels.saturation, kernels.hue)
     amounts = torch.stack(params[:4], dim=1).tolist()
-    out = torch.empty_like(video)
+    out = video.clone()
     for i, order in enumerate(params.order.tolist()):
-        clip = video[i : i + 1]
         for index in order:
-            clip = adjust[index](clip, amounts[i][index])
-        out[i] = clip[0]
+            kernels.apply_(_KERNELS[index], out[i : i + 1], amounts[i][index])
     return out
+
+
+_KERNELS = (kernels.brightness_, kernels.contrast_, kernels.saturation_, kernels.hue_)
 
 
 def _jitter_batched(video: Tensor, params: ColorJitterParams) -> Tensor:
@@ -112,17 +113,27 @@ def _jitter_batched(video: Tensor, params: ColorJitterParams) -> Tensor:
     Three of the four operations blend with black, a mean gray or a gray, which makes them one.
     """
     orders = params.order.to(video.device, non_blocking=True)  # (B, 4)
-    factors = torch.stack(params[:4], dim=1).to(video.device, non_blocking=True)  # (B, 4)
-    shift = factors[:, 3].view(-1, 1, 1, 1, 1)
+    amounts = torch.stack(params[:4], dim=1).to(video.device, non_blocking=True)  # (B, 4)
+    shift = amounts[:, 3].view(-1, 1, 1, 1, 1)
+    video = video.clone()
     for position in range(4):
-        op = orders[:, position]
-        factor = factors.gather(1, op.unsqueeze(1)).view(-1, 1, 1, 1, 1)
-        contrast, saturation, hue = ((op == i).view(-1, 1, 1, 1, 1) for i in (1, 2, 3))
-        gray = kernels.gray_level(video)  # (B, 1, T, H, W)
-        other = gray * saturation + gray.mean(dim=(3, 4), keepdim=True) * contrast
-        turned = kernels.hue(video, shift)
-        video = torch.where(hue, turned, kernels.blend(video, other, factor))
+        op = orders[:, position : position + 1]  # (B, 1)
+        factor = amounts.gather(1, op).view(-1, 1, 1, 1, 1)
+        step = partial(_one_of_four_, op=op.view(-1, 1, 1, 1, 1), shift=shift)
+        kernels.apply_(step, video, factor)
     return video
+
+
+def _one_of_four_(
+    values: Tensor, factor: Tensor | float, white: int, *, op: Tensor, shift: Tensor
+) -> None:
+    """Apply to every clip the operation that ``op`` (B, 1, 1, 1, 1) names."""
+    gray = kernels.gray_level(values, white)  # (B, 1, T, H, W)
+    mean = gray.mean(dim=(3, 4), keepdim=True)
+    turned = values.clone()
+    kernels.hue_(turned, shift, white)
+    kernels.blend_(values, mean * (op == 1) + gray * (op == 2), factor, white)
+    values.copy_(torch.where(op == 3, turned, values))
 
 
 def _factor_range(name: str, value: float | tuple[float, float]) -> tuple[float, float]:

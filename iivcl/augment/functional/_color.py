@@ -117,7 +117,8 @@ def adjust_brightness(video: Tensor, factor: Tensor) -> Tensor:
                 [[[1.0000]]]])
     """
     check_unit_range(video)
-    return kernels.brightness(video, per_clip("factor", factor, video, low=0))
+    factor = per_clip("factor", factor, video, low=0)
+    return kernels.apply_(kernels.brightness_, video.clone(), factor)
 
 
 def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
@@ -143,7 +144,8 @@ def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
         tensor([0.3750, 0.6250])
     """
     check_unit_range(video)
-    return kernels.contrast(video, per_clip("factor", factor, video, low=0))
+    factor = per_clip("factor", factor, video, low=0)
+    return kernels.apply_(kernels.contrast_, video.clone(), factor)
 
 
 def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
@@ -169,7 +171,8 @@ def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
         tensor([0.2989, 0.2989, 0.2989])
     """
     check_unit_range(video)
-    return kernels.saturation(video, per_clip("factor", factor, video, low=0))
+    factor = per_clip("factor", factor, video, low=0)
+    return kernels.apply_(kernels.saturation_, video.clone(), factor)
 
 
 def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
@@ -195,7 +198,8 @@ def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
         tensor([0., 1., 1.])
     """
     check_unit_range(video)
-    return kernels.hue(video, per_clip("shift", shift, video, low=-0.5, high=0.5))
+    shift = per_clip("shift", shift, video, low=-0.5, high=0.5)
+    return kernels.apply_(kernels.hue_, video.clone(), shift)
 
 
 def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
@@ -222,7 +226,7 @@ def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
     check_channels(video)
 
     def gray(clips: Tensor, rows: Rows) -> Tensor:
-        return kernels.gray_level(clips).to(clips.dtype).expand_as(clips)
+        return kernels.gray_level(clips, kernels.white_of(clips)).to(clips.dtype).expand_as(clips)
 
     return select_clips("where", where, video, gray)
 
@@ -249,4 +253,4 @@ def solarize(video: Tensor, threshold: Tensor) -> Tensor:
     """
     check_unit_range(video)
     threshold = per_clip("threshold", threshold, video)
-    return torch.where(video >= threshold, kernels.largest(video) - video, video)
+    return torch.where(video >= threshold, kernels.white_of(video) - video, video)

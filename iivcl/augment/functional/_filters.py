@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from iivcl.augment.functional._clip import check_video, per_clip
-from iivcl.augment.functional._separable import apply_separable, gaussian_weights
+from iivcl.augment.functional._separable import apply_banded, gaussian_weights
 
 __all__ = ["gaussian_blur"]
 
@@ -44,7 +44,7 @@ def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     sigma = per_clip("sigma", sigma, video, low=1e-6).flatten()
     vertical = gaussian_weights(sigma, kernel_size, height)
     horizontal = vertical if width == height else gaussian_weights(sigma, kernel_size, width)
-    return apply_separable(video, vertical, horizontal)
+    return apply_banded(video, vertical, horizontal, kernel_size // 2)
 
 
 def check_kernel_size(kernel_size: int) -> None:
