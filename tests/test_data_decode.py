@@ -20,7 +20,7 @@ from videos import (
     write_video,
 )
 
-from iivcl.data import probe, read_clips
+from iivcl.data import _reader, probe, read_clips
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=10", "bf": "3"}
 REFRESH = {"x264-params": "intra-refresh=1:keyint=10", "bf": "0"}
@@ -45,7 +45,7 @@ FILES: dict[str, tuple[str, dict]] = {
     "vp9.webm": ("libvpx-vp9", {"options": ALT_REF}),
     "av1.mp4": ("libsvtav1", {}),
     "av1.mkv": ("libsvtav1", {}),
-    "mpeg4.avi": ("mpeg4", {"height": 96, "width": 192, "options": {"bf": "0"}}),
+    "mpeg4.avi": ("mpeg4", {"height": 240, "width": 320, "options": {"bf": "0"}}),
     "divx.avi": ("mpeg4", {"options": {"bf": "2"}}),
     "mpeg4.mp4": ("mpeg4", {"options": {"bf": "2"}}),
     "mpeg2.mpg": ("mpeg2video", {"options": {"bf": "2"}}),
@@ -78,6 +78,26 @@ def test_every_single_frame_is_found_alone(name: str, folder: Path) -> None:
     codec, arguments = FILES[name]
     path = write_video(folder / f"alone {name}", 24, codec=codec, **arguments)
     assert [read_barcodes(read_clips(path, [[i]])).item() for i in range(24)] == list(range(24))
+
+
+@pytest.mark.parametrize(
+    "name", ["h264.mp4", "h264.mkv", "h264.ts", "h264.flv", "hevc.mp4", "vp9.webm", "mpeg4.avi"]
+)
+def test_decoding_begins_at_the_nearest_keyframe(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def numbered(frames, index, original=_reader._by_pts):
+        for number, frame in original(frames, index):
+            decoded.append(number)
+            yield number, frame
+
+    monkeypatch.setattr(_reader, "_by_pts", numbered)
+    codec, arguments = FILES[name]
+    path = write_video(folder / f"seek {name}", 40, codec=codec, **arguments)
+    read_clips(path, [[36, 22], [23, 2]])  # keyframes at 0, 10, 20, 30
+    assert decoded == [0, 1, 2, 20, 21, 22, 23, 30, 31, 32, 33, 34, 35, 36]
 
 
 def test_packed_divx_whose_pts_run_backwards(folder: Path) -> None:

@@ -71,9 +71,9 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
         return None
     # An edit list leaves packets out of what is shown: they are decoded, never returned.
     shown = sorted(times - {packet.pts for packet in packets if packet.is_discard})
-    by_pts = "matroska" in formats  # Matroska is searched by pts, the others by dts
+    by_dts = "mpegts" in formats  # MPEG-TS is searched by dts, the others by pts
     keyframes = [
-        Keyframe(bisect_left(shown, p.pts), p.pts if by_pts or p.dts is None else p.dts)
+        Keyframe(bisect_left(shown, p.pts), p.dts if by_dts and p.dts is not None else p.pts)
         for p in packets
         if p.is_keyframe and p.pts is not None
     ]
