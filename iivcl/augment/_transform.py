@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
@@ -14,8 +13,6 @@ from iivcl.augment.functional._clip import Rows, check_video, select_clips, valu
 __all__ = ["Compose", "RandomApply", "Transform"]
 
 Params = TypeVar("Params")
-
-_CACHED = 320_000  # floats that stay in a core's cache along with what is computed from them
 
 
 class Transform(nn.Module, Generic[Params]):
@@ -39,7 +36,7 @@ class Transform(nn.Module, Generic[Params]):
         raise NotImplementedError
 
     def apply(self, video: Tensor, params: Params) -> Tensor:  # type: ignore[override]
-        """Apply parameters that :meth:`make_params` drew, to every frame by itself.
+        """Apply parameters that :meth:`make_params` drew.
 
         Args:
             video: (B, C, T, H, W) uint8 or floating.
@@ -108,23 +105,13 @@ class Compose(Transform[tuple[Any, ...]]):
     def apply(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:  # type: ignore[override]
         """Apply every transform with its parameters; see :meth:`Transform.apply`.
 
-        On the CPU a few frames of one clip go through all transforms before the next ones, which
-        keeps them in the cache; elsewhere the whole batch goes through each of them.
+        On the CPU one clip goes through all transforms before the next, which keeps it in the
+        cache; elsewhere the whole batch goes through each of them.
         """
-        if not values_are_free(video) or video.numel() == 0:
+        if len(video) < 2 or not values_are_free(video):
             return self._apply_in_turn(video, params)
-        b, c, t = video.shape[:3]
-        frames = _even_share(t, c * math.prod(self.output_size(*video.shape[-2:])))
-        out: Tensor | None = None
-        for i in range(b):
-            own = take_clips(params, slice(i, i + 1))
-            for start in range(0, t, frames):
-                piece = self._apply_in_turn(video[i : i + 1, :, start : start + frames], own)
-                if out is None:
-                    out = piece.new_empty(b, piece.shape[1], t, *piece.shape[-2:])
-                out[i, :, start : start + frames] = piece[0]
-        assert out is not None
-        return out
+        clips = (slice(i, i + 1) for i in range(len(video)))
+        return torch.cat([self._apply_in_turn(video[i], take_clips(params, i)) for i in clips])
 
     def _apply_in_turn(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:
         for transform, own in zip(self, params, strict=True):
@@ -223,12 +210,6 @@ def draw_uniform(
     device = video.device if generator is None else generator.device
     unit = torch.rand(shape, device=device, generator=generator)
     return (low + (high - low) * unit).to(video.device, non_blocking=True)
-
-
-def _even_share(frames: int, frame_size: int) -> int:
-    """Frames per piece, in pieces of about the same length that fit in the cache."""
-    pieces = math.ceil(frames * frame_size / _CACHED)
-    return math.ceil(frames / pieces)
 
 
 def take_clips(params: Any, rows: Rows) -> Any:
