@@ -16,6 +16,7 @@ from iivcl.augment import (
     Compose,
     GaussianBlur,
     Normalize,
+    RandAugment,
     RandomApply,
     RandomGrayscale,
     RandomHorizontalFlip,
@@ -43,6 +44,7 @@ REGISTRY: dict[str, Callable[[], Transform[Any]]] = {
     "Compose": lambda: Compose(
         RandomResizedCrop(17), CenterCrop(15), RandomResizedCrop((9, 11)), RandomSolarize(p=0.5)
     ),
+    "RandAugment": lambda: RandAugment(num_ops=2, magnitude=9),
     "cvrl": lambda: augment.cvrl(20),
     "evaluation": lambda: augment.evaluation(12),
     "moco_v2": lambda: augment.moco_v2(20),

@@ -15,6 +15,7 @@ from iivcl.augment._geometry import (
     ResizeShortSide,
 )
 from iivcl.augment._presets import cvrl, evaluation, moco_v2, rho_moco
+from iivcl.augment._rand_augment import RandAugment
 from iivcl.augment._transform import Compose, RandomApply, Transform
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Compose",
     "GaussianBlur",
     "Normalize",
+    "RandAugment",
     "RandomApply",
     "RandomGrayscale",
     "RandomHorizontalFlip",
