@@ -27,21 +27,21 @@ TORCHVISION = ["r3d_18", "mc3_18", "r2plus1d_18"]
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-@pytest.mark.parametrize("training", [False, True])
-def test_features_equal_torchvision_bit_for_bit(name: str, training: bool) -> None:
+def test_features_equal_torchvision_bit_for_bit(name: str) -> None:
     oracle = getattr(torchvision.models.video, name)()
     backbone = BUILDERS[name]()
     missing, unexpected = backbone.load_state_dict(oracle.state_dict(), strict=False)
     assert (missing, unexpected) == ([], ["fc.weight", "fc.bias"])
     oracle.fc = nn.Identity()
-    oracle.train(training)
-    backbone.train(training)
-    video = torch.randn(2, 3, 8, 32, 40)
-    with torch.no_grad():
-        expected = oracle(video)
-        got = backbone(video)
-    assert got.shape == (2, backbone.feature_dim)
-    assert torch.equal(got, expected)
+    video = torch.randn(2, 3, 8, 16, 24)
+    for training in (True, False):  # the second with the statistics that the first has gathered
+        oracle.train(training)
+        backbone.train(training)
+        with torch.no_grad():
+            expected = oracle(video)
+            got = backbone(video)
+        assert got.shape == (2, backbone.feature_dim)
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def multiply_adds(builder: Callable[[], VideoResNet], frames: int, pixels: int) 
 @pytest.mark.parametrize("name", ["mc3_18", "slow_r18"])
 def test_output_is_the_mean_of_the_feature_map(name: str) -> None:
     backbone = BUILDERS[name]().eval()
-    video = torch.randn(2, 3, 8, 48, 32)
+    video = torch.randn(2, 3, 4, 48, 32)
     with torch.no_grad():
         maps = backbone.features(video)
         assert maps.shape[:2] == (2, backbone.feature_dim)
@@ -264,10 +264,9 @@ def test_gradient_checkpointing_keeps_less() -> None:
     assert saving < 0.5 * saved_bytes(slow_resnet(18))
 
 
-@pytest.mark.parametrize("name", ["r3d_18", "slow_r18"])
-def test_compiles_as_one_graph(name: str) -> None:
-    backbone = BUILDERS[name]()
-    video = torch.randn(2, 3, 8, 32, 32)
+def test_compiles_as_one_graph() -> None:
+    backbone = slow_resnet(18)
+    video = torch.randn(2, 3, 2, 32, 32)
     torch.compiler.reset()
     compiled = torch.compile(backbone, backend="eager", fullgraph=True)
     backbone.eval()
@@ -276,7 +275,7 @@ def test_compiles_as_one_graph(name: str) -> None:
 
 def test_channels_last_gives_the_same_features() -> None:
     backbone = r3d_18().eval()
-    video = torch.randn(2, 3, 8, 32, 32)
+    video = torch.randn(2, 3, 8, 16, 24)
     with torch.no_grad():
         expected = backbone(video)
         backbone.to(memory_format=torch.channels_last_3d)

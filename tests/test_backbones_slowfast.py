@@ -73,6 +73,12 @@ def make_state(layers: Iterator[tuple[str, str, Shape]], prefix: str = "") -> St
     return state
 
 
+@pytest.fixture(scope="module")
+def original() -> State:
+    """Hold the weights of one Slow R50 under PySlowFast's names; not to be written to."""
+    return make_state(pyslowfast_layers())
+
+
 def run_pyslowfast(state: State, video: Tensor) -> Tensor:
     """Run Slow R50 in eval mode straight on the original names."""
 
@@ -102,8 +108,8 @@ def in_double(state: State) -> State:
     return {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def test_features_equal_the_original_network(tmp_path: Path) -> None:
-    state = make_state(pyslowfast_layers())
+def test_features_equal_the_original_network(original: State, tmp_path: Path) -> None:
+    state = original
     path = tmp_path / "SLOW_8x8_R50.pyth"
     torch.save(
         {
@@ -129,9 +135,9 @@ def test_features_equal_the_original_network(tmp_path: Path) -> None:
         torch.testing.assert_close(backbone(video), run_pyslowfast(in_double(state), video))
 
 
-def test_contrastive_model_gives_the_query_encoder(tmp_path: Path) -> None:
-    state = make_state(pyslowfast_layers(), prefix="backbone.")
-    momentum_encoder = make_state(pyslowfast_layers(), prefix="backbone_hist.")
+def test_contrastive_model_gives_the_query_encoder(original: State, tmp_path: Path) -> None:
+    state = {f"backbone.{name}": value for name, value in original.items()}
+    momentum_encoder = {f"backbone_hist.{name}": value + 1 for name, value in original.items()}
     rest = {
         "ptr": torch.zeros(1, dtype=torch.int64),
         "queue_x": torch.randn(16, 128),
@@ -154,11 +160,9 @@ def test_contrastive_model_gives_the_query_encoder(tmp_path: Path) -> None:
         assert torch.equal(backbone.state_dict()[ours], state[theirs]), ours
 
 
-def test_pytorchvideo_names_are_the_same_network(tmp_path: Path) -> None:
-    original = make_state(pyslowfast_layers())
-    state = dict(
-        zip(make_state(pytorchvideo_layers()), original.values(), strict=True)
-    )  # the same tensors in the same order
+def test_pytorchvideo_names_are_the_same_network(original: State, tmp_path: Path) -> None:
+    # The same tensors in the same order.
+    state = dict(zip(make_state(pytorchvideo_layers()), original.values(), strict=True))
     state["blocks.5.proj.weight"] = torch.randn(400, 2048)
     torch.save({"model_state": state}, tmp_path / "ptv.pyth")
     torch.save(original, tmp_path / "bare.pyth")  # a state dict alone is read as well
@@ -177,8 +181,8 @@ def test_deeper_network_goes_into_its_own_depth(tmp_path: Path) -> None:
     assert report == ([], [])
 
 
-def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
-    state = make_state(pyslowfast_layers())
+def test_counters_of_batches_may_be_missing(original: State, tmp_path: Path) -> None:
+    state = original
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     torch.save({"model_state": old}, tmp_path / "old.pyth")
     report = load_slowfast_checkpoint(slow_r50(), tmp_path / "old.pyth")
@@ -215,9 +219,9 @@ def widen_the_stem(state: State) -> None:
     ],
 )
 def test_other_network_changes_nothing(
-    change: Callable[[State], None], problem: str, tmp_path: Path
+    change: Callable[[State], None], problem: str, original: State, tmp_path: Path
 ) -> None:
-    state = make_state(pyslowfast_layers())
+    state = dict(original)
     change(state)
     path = tmp_path / "other.pyth"
     torch.save({"model_state": state}, path)
