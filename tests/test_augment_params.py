@@ -107,10 +107,12 @@ def test_probabilities(p: float) -> None:
         assert abs(chosen.float().mean() - p) <= 0.03 * (0 < p < 1)
 
 
-def test_solarize_threshold_is_on_the_scale_of_the_video() -> None:
+def test_solarize_follows_the_dtype_that_reaches_it() -> None:
     solarize = RandomSolarize(0.5, p=1.0)
-    assert solarize.make_params(clips()).threshold.unique().tolist() == [127.5]
-    assert solarize.make_params(clips(dtype=torch.float32)).threshold.unique().tolist() == [0.5]
+    video = torch.tensor([0, 127, 128, 255], dtype=torch.uint8).view(1, 1, 1, 1, 4)
+    expected = torch.tensor([0, 127, 127, 0])
+    assert solarize(video).flatten().tolist() == expected.tolist()
+    assert torch.allclose(Compose(ToFloat(), solarize)(video).flatten(), expected / 255)
 
 
 def test_params_of_one_clip_do_not_depend_on_the_frames() -> None:

@@ -182,7 +182,7 @@ class SolarizeParams(NamedTuple):
     """Parameters of :class:`RandomSolarize`."""
 
     threshold: Tensor
-    """(B,) on the scale of the video; ``inf`` for clips that stay as they are."""
+    """(B,) as a share of the range; ``inf`` for clips that stay as they are."""
 
 
 class RandomSolarize(Transform[SolarizeParams]):
@@ -212,13 +212,12 @@ class RandomSolarize(Transform[SolarizeParams]):
         self, video: Tensor, generator: torch.Generator | None = None
     ) -> SolarizeParams:
         """Draw which clips are solarized; see :meth:`Transform.make_params`."""
-        level = self.threshold * (1 if video.is_floating_point() else 255)
         where = draw_uniform(video, generator) < self.p
-        return SolarizeParams(torch.where(where, level, torch.inf))
+        return SolarizeParams(torch.where(where, self.threshold, torch.inf))
 
     def apply(self, video: Tensor, params: SolarizeParams) -> Tensor:  # type: ignore[override]
         """Invert the bright pixels; see :meth:`Transform.apply`."""
-        return F.solarize(video, params.threshold)
+        return F.solarize(video, params.threshold * kernels.white_of(video))
 
     def __repr__(self) -> str:
         return f"RandomSolarize({self.threshold}, p={self.p})"
