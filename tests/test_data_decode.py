@@ -149,7 +149,7 @@ def test_the_best_of_several_streams_is_read(folder: Path) -> None:
         streams = [output.add_stream("libx264", rate=25) for _ in range(2)]
         for stream, height in zip(streams, (48, 96), strict=True):
             stream.height, stream.width, stream.pix_fmt = height, 2 * height, "yuv420p"
-        streams[1].disposition = Disposition.default
+        streams[1].disposition = Disposition.default.value
         for number in range(10):
             for stream, offset in zip(streams, (100, 0), strict=True):
                 image = barcode(number + offset, stream.height, stream.width)

@@ -83,7 +83,7 @@ def write_audio(path: Path, *, cover: bool = False) -> Path:
         picture = output.add_stream("mjpeg", rate=1) if cover else None
         if picture is not None:
             picture.height, picture.width, picture.pix_fmt = 48, 96, "yuvj420p"
-            picture.disposition = Disposition.attached_pic
+            picture.disposition = Disposition.attached_pic.value
             image = av.VideoFrame.from_ndarray(barcode(0), format="rgb24")
             output.mux(picture.encode(image) + picture.encode())
         for start in range(0, 8000, 1000):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ._container import StrPath
@@ -95,14 +95,16 @@ def check_decoding(short_side: int | None, num_threads: int) -> None:
 
 # Planar RGB is what (C, T, H, W) needs. Accurate rounding also keeps swscale off its unscaled
 # fast path, which leaves the last columns unwritten where the width is no multiple of 8.
-_SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
+_SCALING = 0x2 | 0x40000  # SWS_BILINEAR | SWS_ACCURATE_RND, which older PyAV does not name
 
 
 def _rgb_planes(
     reformatter: VideoReformatter, frame: VideoFrame, height: int, width: int
 ) -> list[Tensor]:
     """Convert and scale one frame to three (H, W) planes, views of its buffers."""
-    planar = reformatter.reformat(frame, width, height, "gbrp", interpolation=_SCALING, threads=1)
+    planar = reformatter.reformat(
+        frame, width, height, "gbrp", interpolation=_SCALING, **_ONE_THREAD
+    )
     green, blue, red = (
         torch.from_numpy(np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width])
         for plane in planar.planes

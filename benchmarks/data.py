@@ -1,0 +1,221 @@
+"""Clips per second of `iivcl.data`: original against prepared files, and what each option gains.
+
+    python benchmarks/data.py
+
+Generates textured videos of 340x256, 10 s and 30 fps in H.264 with a keyframe every 250 frames,
+re-encodes them as `examples/prepare_videos.py` does, and reads two clips of 8 frames, stride 8,
+per video. What counts is the time of the CPU, of which all need one thread, so that other
+programs disturb little; the contenders take turns, and ratios are medians over videos and rounds.
+Then 2,000 small files are read for three epochs to see whether memory grows. Results go to
+``benchmarks/results/data.json`` and ``.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import runpy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from iivcl.data import VideoClips, make_synthetic_videos, probe
+
+RESULTS = Path(__file__).parent / "results"
+PREPARE = Path(__file__).parents[1] / "examples" / "prepare_videos.py"
+CLIP = {"num_frames": 8, "stride": 8, "clips_per_video": 2}
+SHORT_SIDE, GOP = 128, 8  # of the prepared files: the defaults of the script
+HEIGHT, WIDTH, FRAMES, FPS = 256, 340, 300, 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--videos", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("iivcl.data").setLevel(logging.ERROR)  # unreadable files are meant
+
+    with tempfile.TemporaryDirectory() as folder:
+        originals = [generate(Path(folder) / f"{i}.mp4", seed=i) for i in range(args.videos)]
+        encode = runpy.run_path(str(PREPARE))["encode"]
+        prepared = [path.with_suffix(".prepared.mp4") for path in originals]
+        for source, target in zip(originals, prepared, strict=True):
+            encode(source, target, short_side=SHORT_SIDE, gop=GOP, crf=20)
+        milliseconds = compare(contenders(originals, prepared), args.videos, args.rounds)
+        megabytes = {
+            name: sum(path.stat().st_size for path in paths) / len(paths) / 2**20
+            for name, paths in (("original", originals), ("prepared", prepared))
+        }
+        memory = measure_memory(Path(folder) / "small")
+
+    base = milliseconds["exact, scaled"]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "av", "numpy")}
+    results = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": versions | {"python": platform.python_version()},
+        "files": (
+            f"{args.videos} of {FRAMES}x{HEIGHT}x{WIDTH}, GOP 250, {megabytes['original']:.2f} MB "
+            f"each; prepared: short side {SHORT_SIDE}, GOP {GOP}, {megabytes['prepared']:.2f} MB"
+        ),
+        "rounds": args.rounds,
+        "milliseconds_per_video": {k: statistics.median(v) for k, v in milliseconds.items()},
+        "speed_relative_to_exact_scaled": {
+            name: statistics.median(b / t for b, t in zip(base, times, strict=True))
+            for name, times in milliseconds.items()
+        },
+        "memory": memory,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "data.json").write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "data.md").write_text(to_markdown(results))
+    print(to_markdown(results))
+
+
+def contenders(originals: list[Path], prepared: list[Path]) -> dict[str, Callable[[int], object]]:
+    """Ways to read the clips of video i; all but the last two draw the same clips."""
+
+    def dataset(paths: list[Path], **options: object) -> VideoClips:
+        return VideoClips(paths, **CLIP, **options)
+
+    def decode_everything(i: int) -> list[object]:
+        with av.open(str(originals[i])) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            return [None for frame in container.decode(video=0)]
+
+    return {
+        "exact, scaled": dataset(originals, short_side=SHORT_SIDE).__getitem__,
+        "exact, full size": dataset(originals).__getitem__,
+        "approximate, scaled": dataset(
+            originals, short_side=SHORT_SIDE, approximate=True
+        ).__getitem__,
+        "prepared, exact": dataset(prepared).__getitem__,
+        "probe alone": lambda i: probe(originals[i]),
+        "every frame decoded, none converted": decode_everything,
+    }
+
+
+def compare(
+    readers: dict[str, Callable[[int], object]], num_videos: int, rounds: int
+) -> dict[str, list[float]]:
+    """CPU milliseconds of every reader for every video and round, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in readers}
+    for turn in range(-1, rounds):  # the first one warms up
+        for i in range(num_videos):
+            for name, read in readers.items():
+                start = time.process_time()
+                read(i)
+                if turn >= 0:
+                    times[name].append(1e3 * (time.process_time() - start))
+    return times
+
+
+def generate(path: Path, seed: int) -> Path:
+    """Encode textures that pan and turn over each other, with the noise of a camera."""
+    rng = np.random.default_rng(seed)
+    textures = [smooth_noise(rng, 512, scale) for scale in (60, 25, 10)]  # (512, 512, 3)
+    speed = rng.uniform(-3, 3, (len(textures), 2))
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    with av.open(str(path), "w") as output:
+        options = {"crf": "23", "g": "250", "keyint_min": "250", "sc_threshold": "0"}
+        stream = output.add_stream("libx264", rate=FPS, options=options)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for t in range(FRAMES):
+            image = np.zeros((HEIGHT, WIDTH, 3))
+            for depth, texture in enumerate(textures):
+                y, x = speed[depth] * t
+                angle = 0.3 * np.sin(t / 40 + depth)
+                u = (np.cos(angle) * rows - np.sin(angle) * columns + y).astype(int) % 512
+                v = (np.sin(angle) * rows + np.cos(angle) * columns + x).astype(int) % 512
+                image += texture[u, v] / len(textures)
+            image = image * 255 + rng.normal(0, 2, image.shape)
+            frame = av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), "rgb24")
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+def smooth_noise(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
+    frequency = np.fft.fftfreq(size) * size
+    envelope = np.exp(-(frequency[:, None] ** 2 + frequency**2) / (2 * (size / scale) ** 2))
+    noise = np.fft.ifft2(
+        np.fft.fft2(rng.standard_normal((size, size, 3)), axes=(0, 1)) * envelope[..., None],
+        axes=(0, 1),
+    ).real
+    low, high = np.quantile(noise, [0.02, 0.98])
+    return ((noise - low) / (high - low)).clip(0, 1)
+
+
+def measure_memory(folder: Path, num_videos: int = 2000, epochs: int = 3) -> dict[str, object]:
+    """Read many files with bad ones among them; note the memory of all processes per epoch."""
+    sources = make_synthetic_videos(folder, 50, num_frames=24, size=48)
+    missing = folder / "missing.mp4"
+    paths = [missing if i % 50 == 7 else sources[i % len(sources)] for i in range(num_videos)]
+    dataset = VideoClips(paths, num_frames=8, stride=2, on_error="substitute")
+    loader = DataLoader(dataset, batch_size=8, num_workers=2, persistent_workers=True, shuffle=True)
+    megabytes = []
+    for epoch in range(epochs):
+        dataset.set_epoch(epoch)
+        for _ in loader:
+            pass
+        workers = [worker.pid for worker in loader._iterator._workers]
+        megabytes.append([round(resident_megabytes(pid), 1) for pid in (os.getpid(), *workers)])
+    return {
+        "videos": num_videos,
+        "unreadable": paths.count(missing),
+        "megabytes_of_main_and_workers_after_each_epoch": megabytes,
+    }
+
+
+def resident_megabytes(pid: int) -> float:
+    """Memory that belongs to a process alone: pages shared with others are not counted."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) / 1024
+
+
+def to_markdown(results: dict) -> str:
+    times = results["milliseconds_per_video"]
+    speeds = results["speed_relative_to_exact_scaled"]
+    rows = [f"| {name} | {times[name]:.1f} | {speeds[name]:.2f} |" for name in times]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    memory = results["memory"]
+    epochs = memory["megabytes_of_main_and_workers_after_each_epoch"]
+    return "\n".join(
+        [
+            "# Two clips of 8 frames, stride 8, from one video",
+            "",
+            "`python benchmarks/data.py`",
+            "",
+            f"{results['machine']}; {versions}. Files: {results['files']}.",
+            "",
+            "Medians of CPU time. Speed is relative to exact reading, scaled to the prepared size.",
+            "",
+            "| reading | CPU ms per video | speed |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+            f"# Private memory over {memory['videos']} videos x {len(epochs)} epochs",
+            "",
+            f"{memory['unreadable']} of them unreadable; two workers that stay. MB per epoch.",
+            "",
+            "| epoch | main process | worker 0 | worker 1 |",
+            "| --- | --- | --- | --- |",
+            *(f"| {i} | " + " | ".join(map(str, row)) + " |" for i, row in enumerate(epochs)),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
