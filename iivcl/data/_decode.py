@@ -102,9 +102,7 @@ def _rgb_planes(
     reformatter: VideoReformatter, frame: VideoFrame, height: int, width: int
 ) -> list[Tensor]:
     """Convert and scale one frame to three (H, W) planes, views of its buffers."""
-    planar = reformatter.reformat(
-        frame, width, height, "gbrp", interpolation=_SCALING, **_ONE_THREAD
-    )
+    planar = reformatter.reformat(frame, width, height, "gbrp", interpolation=_SCALING, threads=1)
     green, blue, red = (
         torch.from_numpy(np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width])
         for plane in planar.planes
