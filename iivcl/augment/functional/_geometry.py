@@ -84,8 +84,8 @@ def _resize(frames: Tensor, height: int, width: int) -> Tensor:
     group = 4 if planes % 4 == 0 else 3 if planes % 3 == 0 else 1
     images = frames.reshape(-1, group, *frames.shape[-2:])
     if frames.dtype == torch.uint8 and frames.device.type == "cpu":
-        images = images.contiguous(memory_format=torch.channels_last)
-        return _antialiased(images, height, width).reshape(shape)
+        channels_last = torch.stack(images.unbind(1), dim=-1).movedim(-1, 1)
+        return _antialiased(channels_last, height, width).reshape(shape)
     resized = _antialiased(
         images.to(torch.promote_types(frames.dtype, torch.float32)), height, width
     )

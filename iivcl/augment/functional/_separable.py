@@ -53,12 +53,11 @@ def apply_banded(video: Tensor, vertical: Tensor, horizontal: Tensor, radius: in
     b, c, t, height, width = video.shape
     dtype = torch.promote_types(video.dtype, torch.float32)
     frames = video.to(dtype).reshape(b, c * t, height, width)
-    vertical, horizontal = vertical.to(dtype).unsqueeze(1), horizontal.to(dtype).unsqueeze(1)
-    rows, blurred = torch.empty_like(frames), torch.empty_like(frames)
-    for span, reach in _blocks(width, radius):
-        rows[..., span] = frames[..., reach] @ horizontal[..., span, reach].mT
-    for span, reach in _blocks(height, radius):
-        blurred[..., span, :] = vertical[..., span, reach] @ rows[..., reach, :]
+    down, across = vertical.to(dtype).unsqueeze(1), horizontal.to(dtype).unsqueeze(1).mT
+    spans = _blocks(width, radius)
+    rows = torch.cat([frames[..., reach] @ across[..., reach, out] for out, reach in spans], dim=-1)
+    spans = _blocks(height, radius)
+    blurred = torch.cat([down[..., out, reach] @ rows[..., reach, :] for out, reach in spans], -2)
     if not video.is_floating_point():
         blurred = blurred.round_()
     return blurred.to(video.dtype).view(video.shape)
