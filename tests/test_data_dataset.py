@@ -91,6 +91,11 @@ def test_sampling_and_short_videos(paths: list[Path], tmp_path: Path) -> None:
     firsts = torch.stack([read_barcodes(clips)[:, 0] for clips, _ in dataset])
     assert (firsts[:, 0] - firsts[:, 1]).abs().max() <= 2
 
+    at_keyframes = VideoClips(paths, sampling="keyframes", **CLIP)  # one every 10 frames
+    firsts = torch.stack([read_barcodes(clips)[:, 0] for clips, _ in at_keyframes])
+    assert set(firsts.flatten().tolist()) <= {0, 10, 20, 30, 40, 50}
+    assert len(firsts.unique()) > 2
+
     short = [write_video(tmp_path / "short.mp4", 5)]
     for policy, frames in (("loop", [0, 3, 1, 4]), ("clamp", [0, 3, 4, 4])):
         clips, _ = VideoClips(short, short=policy, **CLIP)[0]
@@ -258,7 +263,10 @@ def test_indices_are_those_of_a_sequence(paths: list[Path]) -> None:
         ({"clips_per_video": 0}, "`clips_per_video` must be at least 1; got 0"),
         ({"short_side": 0}, "`short_side` must be at least 1; got 0"),
         ({"seed": -1}, "`seed` must be at least 0; got -1"),
-        ({"sampling": "centre"}, "`sampling` must be one of ('random', 'uniform'); got 'centre'"),
+        (
+            {"sampling": "centre"},
+            "`sampling` must be one of ('random', 'keyframes', 'uniform'); got",
+        ),
         ({"short": "pad"}, "`short` must be one of ('loop', 'clamp', 'mirror', 'error'); got"),
         ({"on_error": "ignore"}, "`on_error` must be one of ('raise', 'substitute', 'skip'); got"),
     ],

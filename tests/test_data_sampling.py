@@ -88,6 +88,11 @@ def test_gap_limits_condition_the_law() -> None:
     assert set(draw(5, min_gap=8, max_gap=9)) == {(0, 0)}
 
 
+def test_starts_move_to_the_keyframe_before_them() -> None:
+    law = {(0,): 3 / 7, (3,): 1 / 7, (4,): 3 / 7}  # starts 0 to 6
+    assert_follows(draw(13, clips_per_video=1, keyframes=[0, 3, 4, 9]), law)
+
+
 def test_generator_decides_and_the_global_state_stays() -> None:
     before = torch.get_rng_state()
     first, second = draw(300, power=2.0), draw(300, power=2.0)

@@ -48,8 +48,9 @@ class VideoClips(Dataset[Any]):
         stride: Frames from one frame of a clip to the next.
         stride_seconds: The same in seconds, for sets that mix frame rates; instead of ``stride``.
         clips_per_video: V, clips per video.
-        sampling: ``"random"`` for independent uniform starts, ``"uniform"`` for starts spread
-            evenly over the video, as in evaluation; or a function with the arguments of
+        sampling: ``"random"`` for independent uniform starts; ``"keyframes"`` for the same moved
+            back to keyframes, which decodes faster and varies less; ``"uniform"`` for starts
+            spread evenly over the video, as in evaluation; or a function with the arguments of
             `random_clip_starts`, such as ``functools.partial(random_clip_starts, power=2.0)``.
         short: What fills a clip of a video that is too short, as in `clip_indices`.
         short_side: Scale to this many pixels on the shorter side while decoding, or None.
@@ -90,7 +91,7 @@ class VideoClips(Dataset[Any]):
         stride: float | None = None,
         stride_seconds: float | None = None,
         clips_per_video: int = 2,
-        sampling: Literal["random", "uniform"] | Callable[..., Tensor] = "random",
+        sampling: Literal["random", "keyframes", "uniform"] | Callable[..., Tensor] = "random",
         short: ShortPolicy = "loop",
         short_side: int | None = None,
         approximate: bool = False,
@@ -106,7 +107,7 @@ class VideoClips(Dataset[Any]):
                 f"got {stride} and {stride_seconds}"
             )
         if isinstance(sampling, str):
-            check_choice("sampling", sampling, ("random", "uniform"))
+            check_choice("sampling", sampling, tuple(_SAMPLERS))
         check_choice("short", short, SHORT_POLICIES)
         check_choice("on_error", on_error, ("raise", "substitute", "skip"))
         check_clip(num_frames, step, clips_per_video)
@@ -130,6 +131,7 @@ class VideoClips(Dataset[Any]):
         self._step_in_seconds = stride is None
         self._clips_per_video = clips_per_video
         self._draw_starts = _SAMPLERS[sampling] if isinstance(sampling, str) else sampling
+        self._at_keyframes = sampling == "keyframes"
         self._short = short
         self._short_side = short_side
         self._approximate = approximate
@@ -182,12 +184,14 @@ class VideoClips(Dataset[Any]):
         path = self.path(index)
         with open_source(path, approximate=self._approximate) as source:
             stride = self._step * _known_fps(source) if self._step_in_seconds else self._step
+            at_keyframes = {"keyframes": source.keyframes} if self._at_keyframes else {}
             starts = self._draw_starts(
                 source.num_frames,
                 num_frames=self._num_frames,
                 stride=stride,
                 clips_per_video=self._clips_per_video,
                 generator=self._generator(index, "starts"),
+                **at_keyframes,
             )
             indices = clip_indices(
                 starts,
@@ -243,7 +247,11 @@ def _uniform(video_frames: int, *, generator: torch.Generator, **clip: Any) -> T
     return uniform_clip_starts(video_frames, **clip)
 
 
-_SAMPLERS: dict[str, Callable[..., Tensor]] = {"random": random_clip_starts, "uniform": _uniform}
+_SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "random": random_clip_starts,
+    "keyframes": random_clip_starts,
+    "uniform": _uniform,
+}
 
 
 def _known_fps(source: Source) -> float:

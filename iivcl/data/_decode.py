@@ -11,7 +11,7 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ._container import StrPath
-from ._reader import Source, open_source
+from ._reader import Source, open_source, quarter_turns
 
 __all__ = ["check_decoding", "decode_clips", "read_clips"]
 
@@ -107,8 +107,7 @@ def _rgb_planes(
         torch.from_numpy(np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width])
         for plane in planar.planes
     )
-    turns = frame.rotation // 90  # counter-clockwise, as those of rot90
-    return [plane.rot90(turns) for plane in (red, green, blue)]
+    return [plane.rot90(quarter_turns(frame)) for plane in (red, green, blue)]
 
 
 def _output_size(frame: VideoFrame, short_side: int | None) -> tuple[int, int]:

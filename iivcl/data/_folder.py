@@ -36,6 +36,10 @@ class FrameFolder:
     def num_frames(self) -> int:
         return len(self._names)
 
+    @property
+    def keyframes(self) -> list[int]:
+        return list(range(self.num_frames))
+
     def frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         if wanted[-1] >= self.num_frames:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ._container import StrPath
-from ._reader import open_source
+from ._reader import open_source, quarter_turns
 
 __all__ = ["VideoInfo", "probe"]
 
@@ -64,6 +64,6 @@ def probe(path: StrPath) -> VideoInfo:
         num_frames = source.num_frames
         first = next(source.frames([0]))
         height, width = first.height, first.width
-        if first.rotation // 90 % 2:
+        if quarter_turns(first) % 2:
             height, width = width, height
         return VideoInfo(num_frames, source.fps, height, width, source.codec)

@@ -13,7 +13,7 @@ from ._container import DecodeError, StrPath, decode_errors, open_video
 from ._folder import FrameFolder
 from ._index import FrameIndex, index_frames
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_source", "quarter_turns"]
 
 
 class Source(Protocol):
@@ -26,6 +26,10 @@ class Source(Protocol):
     @property
     def num_frames(self) -> int:
         """Number of frames that can be decoded."""
+
+    @property
+    def keyframes(self) -> list[int]:
+        """Frames at which decoding can start, ascending from 0."""
 
     def frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         """Decode the frames ``wanted``, which ascend, in one pass."""
@@ -85,6 +89,10 @@ class VideoReader:
                 raise DecodeError(f"{self.path}: no frame can be decoded")
         return self._counted
 
+    @property
+    def keyframes(self) -> list[int]:
+        return [0] if self._index is None else [k.number for k in self._index.keyframes]
+
     def frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         found = 0
         if self._index is not None:
@@ -104,7 +112,8 @@ class VideoReader:
         before: VideoFrame | None = None  # stands in for frames that approximate reading skips
         for found, target in enumerate(wanted):
             keyframe = index.keyframe_before(target)
-            if keyframe.number > number:  # a nearer start than the frame decoded last
+            # A start that is nearer than the frame decoded last; the next frame comes unsought.
+            if found == 0 or keyframe.number > number + 1:
                 self._container.seek(keyframe.seek_time, stream=self._stream)
                 decoded = _by_pts(self._container.decode(self._stream), index)
                 number, frame = -1, None
@@ -146,6 +155,11 @@ class VideoReader:
                 f"`indices` must be below {num_frames}, the number of frames of {self.path}; "
                 f"got {wanted[-1]}"
             )
+
+
+def quarter_turns(frame: VideoFrame) -> int:
+    """Count the counter-clockwise quarter turns after which a frame is upright."""
+    return round(frame.rotation / 90)
 
 
 def _by_pts(frames: Iterator[VideoFrame], index: FrameIndex) -> Iterator[tuple[int, VideoFrame]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ def random_clip_starts(
     power: float = 1.0,
     min_gap: int = 0,
     max_gap: int | None = None,
+    keyframes: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Draw the first frames of the clips of one video.
@@ -47,6 +49,9 @@ def random_clip_starts(
         power: The exponent a, above 0. Other than 1 only for V = 2.
         min_gap: Smallest gap in frames, cut to the largest that fits. Only for V = 2.
         max_gap: Largest gap in frames, or None. Only for V = 2.
+        keyframes: Frames, ascending from 0, to one of which every start is moved: the last that is
+            not behind it. Decoding then skips no frames, and clips begin at few places; gaps
+            follow their law only up to the distance of keyframes.
         generator: Source of randomness; the global one when None.
 
     Returns:
@@ -71,24 +76,11 @@ def random_clip_starts(
             f"`min_gap` and `max_gap` must satisfy 0 <= min_gap <= max_gap; "
             f"got {min_gap} and {max_gap}"
         )
-    if power == 1 and min_gap == 0 and max_gap is None:
-        return torch.randint(num_starts, (clips_per_video,), generator=generator)
-    if clips_per_video != 2:
-        raise ValueError(
-            "`power`, `min_gap` and `max_gap` describe the gap of a pair: they need "
-            f"`clips_per_video` = 2; got {clips_per_video}"
-        )
-
-    gaps = torch.arange(num_starts, dtype=torch.float64)
-    weights = 1 - (gaps / num_starts) ** power
-    weights[0] /= 2  # a gap of 0 comes from one ordered pair, any other from two
-    weights[: min(min_gap, num_starts - 1)] = 0
-    if max_gap is not None:
-        weights[max_gap + 1 :] = 0
-    gap = int(torch.multinomial(weights, 1, generator=generator))
-    first = int(torch.randint(num_starts - gap, (1,), generator=generator))
-    order = torch.randperm(2, generator=generator)
-    return torch.tensor([first, first + gap])[order]
+    starts = _draw_starts(num_starts, clips_per_video, power, min_gap, max_gap, generator)
+    if keyframes is None:
+        return starts
+    places = torch.as_tensor(keyframes)
+    return places[torch.searchsorted(places, starts, right=True) - 1]
 
 
 def uniform_clip_starts(
@@ -170,6 +162,34 @@ def clip_indices(
             f"but the video has {video_frames} frames; choose another `short`"
         )
     return indices
+
+
+def _draw_starts(
+    num_starts: int,
+    clips_per_video: int,
+    power: float,
+    min_gap: int,
+    max_gap: int | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if power == 1 and min_gap == 0 and max_gap is None:
+        return torch.randint(num_starts, (clips_per_video,), generator=generator)
+    if clips_per_video != 2:
+        raise ValueError(
+            "`power`, `min_gap` and `max_gap` describe the gap of a pair: they need "
+            f"`clips_per_video` = 2; got {clips_per_video}"
+        )
+
+    gaps = torch.arange(num_starts, dtype=torch.float64)
+    weights = 1 - (gaps / num_starts) ** power
+    weights[0] /= 2  # a gap of 0 comes from one ordered pair, any other from two
+    weights[: min(min_gap, num_starts - 1)] = 0
+    if max_gap is not None:
+        weights[max_gap + 1 :] = 0
+    gap = int(torch.multinomial(weights, 1, generator=generator))
+    first = int(torch.randint(num_starts - gap, (1,), generator=generator))
+    order = torch.randperm(2, generator=generator)
+    return torch.tensor([first, first + gap])[order]
 
 
 def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
