@@ -6,7 +6,7 @@ Generates textured videos of 340x256, 10 s and 30 fps in H.264 with a keyframe e
 re-encodes them as `examples/prepare_videos.py` does, and reads two clips of 8 frames, stride 8,
 per video. What counts is the time of the CPU, of which all need one thread, so that other
 programs disturb little; the contenders take turns, and ratios are medians over videos and rounds.
-Then 2,000 small files are read for three epochs to see whether memory grows. Results go to
+Then 2,000 small files are read for five epochs to see whether memory grows. Results go to
 ``benchmarks/results/data.json`` and ``.md``.
 """
 
@@ -157,7 +157,7 @@ def smooth_noise(rng: np.random.Generator, size: int, scale: float) -> np.ndarra
     return ((noise - low) / (high - low)).clip(0, 1)
 
 
-def measure_memory(folder: Path, num_videos: int = 2000, epochs: int = 3) -> dict[str, object]:
+def measure_memory(folder: Path, num_videos: int = 2000, epochs: int = 5) -> dict[str, object]:
     """Read many files with bad ones among them; note the memory of all processes per epoch."""
     sources = make_synthetic_videos(folder, 50, num_frames=24, size=48)
     missing = folder / "missing.mp4"

@@ -65,6 +65,7 @@ def test_frames_are_those_of_decode_order(name: str, folder: Path) -> None:
     codec, arguments = FILES[name]
     path = write_video(folder / name, 40, codec=codec, **arguments)
     assert probe(path).num_frames == 40
+    assert (probe(path).codec == "av1") == name.startswith("av1")
     whole = read_clips(path, [list(range(40))])
     assert read_barcodes(whole).tolist() == [list(range(40))]
     # Wherever decoding begins, the pixels are those of decoding from the first frame.

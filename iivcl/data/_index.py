@@ -13,8 +13,8 @@ __all__ = ["FrameIndex", "Keyframe", "index_frames"]
 # Codecs whose every packet is exactly one shown frame. VP8, for one, has hidden packets.
 # fmt: off
 _ONE_FRAME_PER_PACKET = frozenset({
-    "av1", "ffv1", "gif", "h264", "hevc", "libdav1d", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4",
-    "prores", "vp9",
+    "av1", "ffv1", "gif", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "prores",
+    "vp9",
 })
 # fmt: on
 # Containers that store when each frame is shown; in the others that is guessed.
@@ -91,13 +91,13 @@ class _Packet(NamedTuple):
 
 
 def _packets_are_frames(formats: set[str], stream: VideoStream, packets: list[_Packet]) -> bool:
-    codec = stream.codec_context
+    codec = stream.codec.canonical_name
     if formats & _STORES_PTS:
-        return codec.name in _ONE_FRAME_PER_PACKET
+        return codec in _ONE_FRAME_PER_PACKET
     # AVI counts packets: right where none is reordered (no B-frames) and none is left out.
     return (
         "avi" in formats
-        and codec.name in _AVI_CODECS
-        and not codec.has_b_frames
+        and codec in _AVI_CODECS
+        and not stream.codec_context.has_b_frames
         and min(packet.size for packet in packets) >= _SKIPPED_FRAME_BYTES
     )

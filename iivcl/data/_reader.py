@@ -65,7 +65,7 @@ class VideoReader:
         self._container, self._stream = open_video(
             path, num_threads=num_threads, approximate=approximate
         )
-        self.codec = self._stream.codec_context.name
+        self.codec = self._stream.codec.canonical_name
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else float("nan")
         self._counted: int | None = None
