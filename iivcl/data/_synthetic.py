@@ -170,7 +170,7 @@ def _render(
     cycles = rng.uniform(1.6, 2.4)  # at least one whole cycle in any 15 of 24 frames
     phase = 2 * np.pi * (cycles * np.arange(num_frames) / 24 + rng.uniform())
     pose = motion(phase)
-    amplitude, radius = rng.uniform(0.35, 0.55), rng.uniform(0.24, 0.36)
+    amplitude, radius = rng.uniform(0.4, 0.55), rng.uniform(0.2, 0.3)
     centre_x, centre_y = rng.uniform(-0.2, 0.2, 2)
     angle0 = rng.uniform(0, 2 * np.pi)
 
@@ -189,9 +189,10 @@ def _render(
 
     colour = rng.uniform(0.35, 1.0, 3)
     colour[rng.integers(3)] = 1.0  # bright whatever its hue
-    background = _texture(size, rng)[None] * rng.uniform(0.15, 0.4, 3)  # (1, H, W, 3)
+    tint = rng.uniform(0.5, 1.0, 3)  # dim
+    background = (0.05 + 0.15 * _texture(size, rng))[None] * tint  # (1, H, W, 3)
     video = background + coverage * (colour - background)
-    return (video * 255).round().astype(np.uint8)
+    return np.asarray((video * 255).round(), dtype=np.uint8)
 
 
 def _texture(size: int, rng: np.random.Generator) -> Array:

@@ -40,7 +40,7 @@ def row_losses(form: Form, positives: Tensor, weights: Tensor, negatives: Tensor
     if form == "per_positive":
         # softplus without a shortcut above 20, whose error float64 would show
         return (shares * F.softplus(negatives[:, None] - logits, threshold=50)).sum(1)
-    everything = torch.logaddexp(negatives, log_sum_exp(positives, chosen))
+    everything = log_add_exp(negatives, log_sum_exp(positives, chosen))
     if form == "out":
         losses = everything - (shares * logits).sum(1)
     else:
@@ -56,6 +56,11 @@ def log_sum_exp(logits: Tensor, keep: Tensor | None = None) -> Tensor:
     if keep is not None:
         logits = logits.masked_fill(~keep, NO_LOGIT)
     return logits.logsumexp(1)
+
+
+def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
+    """Like `torch.logaddexp`, whose second derivative is NaN when the two are far apart."""
+    return torch.stack([a, b]).logsumexp(0)
 
 
 def reduce_rows(losses: Tensor, has_positive: Tensor, reduction: Reduction) -> Tensor:

@@ -12,7 +12,7 @@ from .. import distributed as D
 from .._checks import check_choice, check_floating, check_positive, check_same_device, check_shape
 from ..queues import MoCoQueue, Neighbors, NNSupportQueue
 from ._columns import ChunkSize, choose_chunk_size
-from ._forms import FORMS, Form, log_sum_exp, row_losses
+from ._forms import FORMS, Form, log_add_exp, log_sum_exp, row_losses
 from ._info_nce import as_several, normalize_alike
 from ._queue_logits import batch_log_sum_exp, queue_logits
 
@@ -182,8 +182,8 @@ class IIVCLLoss(nn.Module):
                     temperature=self.temperature,
                     chunk_size=self.chunk_size,
                 )
-                rest = torch.logaddexp(rest, batch)
-            negatives = torch.logaddexp(rest, log_sum_exp(neighbor_logits, is_neighbor))
+                rest = log_add_exp(rest, batch)
+            negatives = log_add_exp(rest, log_sum_exp(neighbor_logits, is_neighbor))
             clip_logits = torch.einsum("bd,bpd->bp", query, keys) / self.temperature
             is_clip = torch.ones_like(clip_logits, dtype=torch.bool)
             return (

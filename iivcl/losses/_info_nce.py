@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_floating, check_positive, check_shape
 from ._columns import ChunkSize, Columns, choose_chunk_size, column_log_sum_exp
-from ._forms import FORMS, REDUCTIONS, Form, Reduction, log_sum_exp, reduce_rows, row_losses
+from ._forms import (
+    FORMS,
+    REDUCTIONS,
+    Form,
+    Reduction,
+    log_add_exp,
+    log_sum_exp,
+    reduce_rows,
+    row_losses,
+)
 from ._streaming import streaming_log_sum_exp, streaming_margin_sum
 
 __all__ = ["InfoNCELoss", "info_nce", "multi_positive_info_nce"]
@@ -256,7 +265,7 @@ def _streaming_losses(
     if form == "per_positive":
         return mean_margin(negatives, soft=True)
     positive = weights > 0
-    everything = torch.logaddexp(negatives, lse(positive))
+    everything = log_add_exp(negatives, lse(positive))
     if form == "out":
         return mean_margin(everything, soft=False)
     count = positive.sum(1)
