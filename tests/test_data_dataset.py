@@ -12,7 +12,7 @@ import av
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
-from videos import barcode, read_barcodes, write_video
+from videos import barcode, count_threads, random_number, read_barcodes, write_video
 
 from iivcl.data import (
     DecodeError,
@@ -124,12 +124,6 @@ def test_transform_draws_are_addressable(paths: list[Path]) -> None:
     assert {int(i): float(x) for x, i in loaded} == dict(enumerate(expected))
 
 
-def random_number(clips: torch.Tensor) -> float:
-    assert clips.dtype == torch.uint8
-    assert clips.shape == (2, 3, 4, 48, 96)
-    return float(torch.rand(1))
-
-
 def test_manifest_gives_labels_and_ids(paths: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "set.csv"
     rows = [f"{path},{'ab'[i % 2]},{i // 3}" for i, path in enumerate(paths)]
@@ -208,17 +202,11 @@ def test_set_of_nothing_but_bad_files_ends(tmp_path: Path) -> None:
     assert len((tmp_path / "log").read_text().splitlines()) == 11  # the user's own file stays
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_workers_run_few_threads(paths: list[Path]) -> None:
     dataset = VideoClips(paths, transform=count_threads, **CLIP)
     counts = [int(count) for count, _ in DataLoader(dataset, batch_size=1, num_workers=2)]
     assert max(counts) <= 4
-
-
-def count_threads(clips: torch.Tensor) -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        pytest.skip("needs /proc")
-    return int(re.search(r"Threads:\s+(\d+)", status.read_text())[1])
 
 
 def test_folder_of_images_is_a_video(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ number, and survives compression, scaling and chroma subsampling.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -160,3 +161,18 @@ def rotate(path: Path) -> Path:
     data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turn)
     path.write_bytes(data)
     return path
+
+
+# Transforms that the workers of a DataLoader can import, however they are started.
+
+
+def random_number(clips: Tensor) -> float:
+    """Draw from the global random state, as augmentations do."""
+    assert clips.dtype == torch.uint8
+    return float(torch.rand(1))
+
+
+def count_threads(clips: Tensor) -> int:
+    """Count the threads of this process."""
+    [count] = re.findall(r"Threads:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(count)

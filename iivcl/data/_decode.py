@@ -107,7 +107,9 @@ def _rgb_planes(
         torch.from_numpy(np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width])
         for plane in planar.planes
     )
-    return [plane.rot90(quarter_turns(frame)) for plane in (red, green, blue)]
+    planes = [red, green, blue]
+    turns = quarter_turns(frame)
+    return [plane.rot90(turns) for plane in planes] if turns else planes
 
 
 def _output_size(frame: VideoFrame, short_side: int | None) -> tuple[int, int]:
