@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import sys
@@ -144,6 +145,7 @@ def with_ratios(times: dict[str, float]) -> dict[str, float | None]:
 
 
 def machine(device: str) -> dict[str, str | int]:
+    """What the numbers depend on; a load above one per core says that the machine was shared."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -158,7 +160,8 @@ def machine(device: str) -> dict[str, str | int]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
-    return {"cpu": cpu, "threads": torch.get_num_threads(), **gpu, **versions}
+    busy = {"load average": f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"}
+    return {"cpu": cpu, "threads": torch.get_num_threads(), **gpu, **versions, **busy}
 
 
 def to_markdown(report: dict) -> str:
