@@ -123,6 +123,15 @@ def test_header_that_counts_frames_which_do_not_decode(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+@pytest.mark.parametrize("write", [write_packed_divx, write_dropped_frames])
+def test_avi_packets_moved_to_another_container(write, suffix: str, folder: Path) -> None:
+    avi = write(folder / f"moved {write.__name__}.avi")
+    path = remux(avi, avi.with_suffix(f".copy.{suffix}"), lambda i, packet: packet)
+    assert probe(path).num_frames == 40
+    assert read_barcodes(read_clips(path, [[10, 2, 39, 21]])).tolist() == [[10, 2, 39, 21]]
+
+
 def test_edit_list_hides_frames(folder: Path) -> None:
     def shift(number: int, packet: av.Packet) -> av.Packet:
         five_frames = round(5 / 25 / packet.time_base)

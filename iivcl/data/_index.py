@@ -20,7 +20,7 @@ _ONE_FRAME_PER_PACKET = frozenset({
 # Containers that store when each frame is shown; in the others that is guessed.
 _STORES_PTS = frozenset({"flv", "gif", "matroska", "mov", "mp4", "mpegts", "webm"})
 _AVI_CODECS = frozenset({"mjpeg", "mpeg4"})
-_SKIPPED_FRAME_BYTES = 32  # AVI writes a frame to be repeated as a packet of 0 to some 10 bytes
+_SKIPPED_FRAME_BYTES = 32  # a frame to be repeated is a packet of 0 to some 10 bytes in AVIs
 
 
 class Keyframe(NamedTuple):
@@ -91,13 +91,9 @@ class _Packet(NamedTuple):
 
 
 def _packets_are_frames(formats: set[str], stream: VideoStream, packets: list[_Packet]) -> bool:
-    codec = stream.codec.canonical_name
-    if formats & _STORES_PTS:
-        return codec in _ONE_FRAME_PER_PACKET
-    # AVI counts packets: right where none is reordered (no B-frames) and none is left out.
-    return (
-        "avi" in formats
-        and codec in _AVI_CODECS
-        and not stream.codec_context.has_b_frames
-        and min(packet.size for packet in packets) >= _SKIPPED_FRAME_BYTES
-    )
+    codec, is_avi = stream.codec.canonical_name, "avi" in formats
+    if (is_avi or codec == "mpeg4") and min(p.size for p in packets) < _SKIPPED_FRAME_BYTES:
+        return False
+    if is_avi:  # it counts packets: right where none is reordered
+        return codec in _AVI_CODECS and not stream.codec_context.has_b_frames
+    return bool(formats & _STORES_PTS) and codec in _ONE_FRAME_PER_PACKET

@@ -115,8 +115,10 @@ def make_manifest(
     ]
     return Manifest(
         paths=[os.fspath(path) for path in paths],
-        labels=torch.tensor([class_of[x] if x in class_of else int(x or -1) for x in labels]),
-        ids=torch.tensor(ids),
+        labels=torch.tensor(
+            [class_of[x] if x in class_of else int(x or -1) for x in labels], dtype=torch.int64
+        ),
+        ids=torch.tensor(ids, dtype=torch.int64),
         classes=list(classes),
     )
 
