@@ -10,6 +10,7 @@ from . import (
     losses,
     momentum,
     queues,
+    testing,
 )
 from .losses import IIVCLLoss, InfoNCELoss
 from .queues import MoCoQueue, NNSupportQueue
@@ -28,6 +29,7 @@ __all__ = [
     "losses",
     "momentum",
     "queues",
+    "testing",
 ]
 
 __version__ = "0.1.0"

@@ -8,11 +8,11 @@ from typing import Any
 import distributed_workers as workers
 import pytest
 import torch
-from ranks import run_on_ranks
 from torch import Tensor
 
 from iivcl import IIVCLLoss, NNSupportQueue
 from iivcl import distributed as D
+from iivcl.testing import run_on_ranks
 
 Ranks = Callable[..., list[Any]]
 LOSSES: dict[int, list[tuple[dict[str, Any], bool]]] = {

@@ -171,7 +171,11 @@ def _render(
     phase = 2 * np.pi * (cycles * np.arange(num_frames) / 24 + rng.uniform())
     pose = motion(phase)
     amplitude, radius = rng.uniform(0.4, 0.55), rng.uniform(0.2, 0.3)
-    centre_x, centre_y = rng.uniform(-0.2, 0.2, 2)
+    # A shape that stays on an axis may be anywhere on it, so that its place in one frame says
+    # little of how it moves.
+    centre_x, centre_y = (
+        rng.uniform(-1, 1) * (0.75 - amplitude * np.ptp(along) / 2) for along in (pose.x, pose.y)
+    )
     angle0 = rng.uniform(0, 2 * np.pi)
 
     def per_frame(value: Array | float) -> Array:  # (T, 1, 1)

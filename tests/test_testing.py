@@ -1,0 +1,58 @@
+"""The check for distributed losses passes right ones and catches the usual wrong ones."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from some_losses import (
+    batch_negatives_of_all_ranks,
+    batch_negatives_of_own_rank,
+    constant,
+    divide_by_rank,
+)
+
+from iivcl import IIVCLLoss, NNSupportQueue
+from iivcl.testing import assert_ddp_equivalent, run_on_ranks
+
+
+def queue_loss(distribution: Any) -> Any:
+    queue = NNSupportQueue(32, 16, distributed=distribution)
+    queue.enqueue(torch.randn(32, 16), torch.arange(32))
+    return partial(IIVCLLoss(num_neighbors=3, batch_negatives=True), queue=queue)
+
+
+@pytest.mark.parametrize(
+    "loss_fn", [queue_loss("gather"), batch_negatives_of_all_ranks], ids=["iivcl", "in-batch"]
+)
+def test_equivalent_losses_pass(loss_fn: Any) -> None:
+    assert_ddp_equivalent(loss_fn, world_size=2)
+
+
+@pytest.mark.parametrize(
+    "loss_fn", [queue_loss("local"), batch_negatives_of_own_rank], ids=["iivcl", "in-batch"]
+)
+def test_negatives_of_the_own_rank_only_are_caught(loss_fn: Any) -> None:
+    message = "the mean of the ranks' losses is not that of one process on the concatenated batch"
+    with pytest.raises(AssertionError, match=f"^{re.escape(message)}: largest difference 0\\.\\d+"):
+        assert_ddp_equivalent(loss_fn, world_size=2)
+
+
+def test_a_loss_without_gradient_is_caught() -> None:
+    with pytest.raises(Exception, match="does not require grad"):
+        assert_ddp_equivalent(constant, world_size=2)
+
+
+def test_what_cannot_be_pickled_is_refused_before_any_process_starts() -> None:
+    with pytest.raises(TypeError, match=r"must be picklable.*not as a lambda"):
+        assert_ddp_equivalent(lambda query, key, *, ids: query.sum())
+    with pytest.raises(ValueError, match=r"^`world_size` must be at least 2; got 1$"):
+        assert_ddp_equivalent(constant, world_size=1)
+
+
+def test_a_failing_rank_is_reported_with_its_traceback() -> None:
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="ZeroDivisionError"):
+        run_on_ranks(1, divide_by_rank)
