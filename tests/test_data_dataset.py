@@ -12,12 +12,20 @@ import av
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
-from videos import barcode, count_threads, random_number, read_barcodes, write_video
+from videos import (
+    barcode,
+    count_threads,
+    random_number,
+    read_barcodes,
+    write_packed_divx,
+    write_video,
+)
 
 from iivcl.data import (
     DecodeError,
     Failure,
     VideoClips,
+    _reader,
     clip_indices,
     collate_clips,
     random_clip_starts,
@@ -78,6 +86,22 @@ def test_epoch_reaches_running_workers(paths: list[Path]) -> None:
         dataset.set_epoch(epoch)
         got = [read_barcodes(clips).tolist() for batch, _ in loader for clips in batch]
         assert got == list(alone[epoch].values())
+
+
+def test_frames_are_counted_by_decoding_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = VideoClips([write_packed_divx(tmp_path / "a.avi")], **CLIP)
+    first = dataset[0][0]
+    passes = []
+
+    def counted(reader, original=_reader.VideoReader._decode_from_start):
+        passes.append(1)
+        return original(reader)
+
+    monkeypatch.setattr(_reader.VideoReader, "_decode_from_start", counted)
+    assert dataset[0][0].equal(first)
+    assert passes == [1]
 
 
 def test_sampling_and_short_videos(paths: list[Path], tmp_path: Path) -> None:

@@ -122,9 +122,10 @@ class VideoClips(Dataset[Any]):
         self.labels = manifest.labels
         self.ids = manifest.ids
         self.classes = manifest.classes
-        # In shared memory, so that persistent workers see the epoch change.
-        self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        # In shared memory, so that persistent workers see the epoch change, and that a video whose
+        # frames can only be counted by decoding is counted once.
+        self._epoch = _shared_zeros()
+        self._counts = _shared_zeros(len(manifest.paths))  # frames of each video, 0: not known yet
         self._failures = FailureLog(failure_log)
         self._num_frames = num_frames
         self._step = step
@@ -181,8 +182,9 @@ class VideoClips(Dataset[Any]):
             yield from others[others != index][:_MAX_SUBSTITUTES].tolist()
 
     def _read(self, index: int) -> Tensor:
-        path = self.path(index)
-        with open_source(path, approximate=self._approximate) as source:
+        path, count = self.path(index), int(self._counts[index]) or None
+        with open_source(path, approximate=self._approximate, num_frames=count) as source:
+            self._counts[index] = source.num_frames
             stride = self._step * _known_fps(source) if self._step_in_seconds else self._step
             at_keyframes = {"keyframes": source.keyframes} if self._at_keyframes else {}
             starts = self._draw_starts(
@@ -241,6 +243,12 @@ def collate_clips(batch: Sequence[Any]) -> Any:
     if not samples:
         raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
     return default_collate(samples)
+
+
+def _shared_zeros(*shape: int) -> Tensor:
+    zeros = torch.zeros(shape, dtype=torch.int64)
+    zeros.share_memory_()  # type: ignore[no-untyped-call]
+    return zeros
 
 
 def _uniform(video_frames: int, *, generator: torch.Generator, **clip: Any) -> Tensor:

@@ -40,15 +40,24 @@ class Source(Protocol):
 
 @contextmanager
 def open_source(
-    path: StrPath, *, num_threads: int = 1, approximate: bool = False
+    path: StrPath,
+    *,
+    num_threads: int = 1,
+    approximate: bool = False,
+    num_frames: int | None = None,
 ) -> Iterator[Source]:
-    """Open a video file or a folder of frames; errors while it is open become `DecodeError`."""
+    """Open a video file or a folder of frames; errors while it is open become `DecodeError`.
+
+    ``num_frames``, where it is known from an earlier opening, saves counting by decoding.
+    """
     with decode_errors(path):
         source: Source
         if os.path.isdir(path):
             source = FrameFolder(path)
         else:
-            source = VideoReader(path, num_threads=num_threads, approximate=approximate)
+            source = VideoReader(
+                path, num_threads=num_threads, approximate=approximate, num_frames=num_frames
+            )
         try:
             yield source
         finally:
@@ -58,7 +67,9 @@ def open_source(
 class VideoReader:
     """A `Source` that is a video file."""
 
-    def __init__(self, path: StrPath, *, num_threads: int, approximate: bool) -> None:
+    def __init__(
+        self, path: StrPath, *, num_threads: int, approximate: bool, num_frames: int | None
+    ) -> None:
         self.path = os.fspath(path)
         self._num_threads = num_threads
         self._approximate = approximate
@@ -68,7 +79,7 @@ class VideoReader:
         self.codec = self._stream.codec.canonical_name
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else float("nan")
-        self._counted: int | None = None
+        self._counted = num_frames
         try:
             self._index = index_frames(self._container, self._stream)
         except BaseException:
