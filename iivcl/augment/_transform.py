@@ -110,8 +110,14 @@ class Compose(Transform[tuple[Any, ...]]):
         """
         if len(video) < 2 or not values_are_free(video):
             return self._apply_in_turn(video, params)
-        clips = (slice(i, i + 1) for i in range(len(video)))
-        return torch.cat([self._apply_in_turn(video[i], take_clips(params, i)) for i in clips])
+        out = torch.empty(0)
+        for i in range(len(video)):
+            one = slice(i, i + 1)
+            clip = self._apply_in_turn(video[one], take_clips(params, one))
+            if i == 0:
+                out = clip.new_empty(len(video), *clip.shape[1:])
+            out[one] = clip
+        return out
 
     def _apply_in_turn(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:
         for transform, own in zip(self, params, strict=True):
