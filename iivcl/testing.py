@@ -114,7 +114,7 @@ def run_on_ranks(world_size: int, worker: Callable[..., Any], *arguments: Any) -
             "of a module, not as a lambda or inside another function"
         ) from error
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(  # type: ignore[no-untyped-call]
+        mp.spawn(  # type: ignore[attr-defined, no-untyped-call]
             _run_rank, (world_size, folder, worker, arguments), nprocs=world_size
         )
         return [
