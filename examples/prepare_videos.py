@@ -40,7 +40,10 @@ def main() -> int:
     args = parse_args()
     if not args.src.is_dir():
         sys.exit(f"{args.src} is not a folder")
-    sources = [Path(path) for path in find_videos(args.src) if Path(path).is_file()]
+    found = [Path(path) for path in find_videos(args.src)]
+    sources = [path for path in found if path.is_file()]
+    if len(sources) < len(found):
+        print(f"{len(found) - len(sources)} folders of images are passed over")
     if not sources:
         sys.exit(f"{args.src} holds no video files")
     targets = choose_targets(sources, args.src)

@@ -32,6 +32,9 @@ def test_every_frame_is_kept_and_bad_files_are_listed(tmp_path: Path) -> None:
     write_video(src / "walk" / "same.mkv", 8)
     write_video(src / "walk" / "same.webm", 9, codec="libvpx-vp9")
     write_video(src / "run" / "tiny ü.mp4", 20, height=48, width=96)
+    write_video(src / "run" / "loop.gif", 5, codec="gif", pix_fmt="rgb8")
+    (src / "frames").mkdir()
+    (src / "frames" / "1.jpg").touch()
     (src / "fall").mkdir()
     write_dropped_frames(src / "fall" / "b.avi")
     (src / "fall" / "b.mp4").unlink()
@@ -41,7 +44,8 @@ def test_every_frame_is_kept_and_bad_files_are_listed(tmp_path: Path) -> None:
 
     done = prepare(src, dst, "--short-side", 64, "--gop", 4, "--jobs", 2)
     assert done.returncode == 1
-    assert "6 videos in" in done.stdout
+    assert done.stdout.startswith("1 folders of images are passed over\n9 videos, 0 of them")
+    assert "7 videos in" in done.stdout
     assert f"failed: {src}/fall/bad.mp4: Invalid data found" in done.stdout
     assert f"failed: {src}/fall/empty.mp4: the file is empty" in done.stdout
     assert not (dst / ".unfinished").exists()
@@ -51,6 +55,7 @@ def test_every_frame_is_kept_and_bad_files_are_listed(tmp_path: Path) -> None:
     num_frames = dict(zip(names, [probe(path).num_frames for path in manifest.paths], strict=True))
     assert num_frames == {
         "fall/b.mp4": 40,
+        "run/loop.mp4": 5,
         "run/tiny ü.mp4": 20,
         "turned.mp4": 12,
         "walk/a.mp4": 30,
@@ -59,6 +64,7 @@ def test_every_frame_is_kept_and_bad_files_are_listed(tmp_path: Path) -> None:
     }
     assert [manifest.classes[i] if i >= 0 else "" for i in manifest.labels.tolist()] == [
         "fall",
+        "run",
         "run",
         "",
         "walk",
@@ -70,7 +76,9 @@ def test_every_frame_is_kept_and_bad_files_are_listed(tmp_path: Path) -> None:
         if name == "turned.mp4":
             assert clips.shape[3:] == (128, 64)
             clips = clips.rot90(1, dims=(3, 4))
-        assert clips.shape[3:] == ((48, 96) if "tiny" in name or "same" in name else (64, 128))
+        assert clips.shape[3:] == (
+            (48, 96) if any(x in name for x in ("tiny", "same", "loop")) else (64, 128)
+        )
         assert read_barcodes(clips).tolist() == [list(range(count))]
     dataset = VideoClips(dst / "manifest.csv", num_frames=4, stride=2, short_side=48)
     assert dataset[0][0].shape == (2, 3, 4, 48, 96)
