@@ -33,8 +33,8 @@ iivcl {iivcl}, torch {torch}, Python {python}, CPU.
 
 Each function on our side stands in [how to put a loss together](how-to/losses.md). Inputs are
 random, in float64; both sides see the same queue. The differences are the largest absolute ones: of
-the loss, and of any entry of its gradient. Where no installable library has the loss, its formula is
-written out in torch.
+the loss, and of any entry of its gradient. Where no installable library has the loss, its formula
+is written out in torch.
 
 {comparisons}
 
