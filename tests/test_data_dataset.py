@@ -224,6 +224,9 @@ def test_set_of_nothing_but_bad_files_ends(tmp_path: Path) -> None:
     assert failures[0] == Failure(0, 3, str(missing[3]), f"{missing[3]}: No such file or directory")
     del dataset
     assert len((tmp_path / "log").read_text().splitlines()) == 11  # the user's own file stays
+    again = VideoClips(missing, on_error="skip", failure_log=tmp_path / "log", **CLIP)
+    assert again[7] is None
+    assert [failure.index for failure in again.failures()] == [7]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")

@@ -48,12 +48,14 @@ class FailureLog:
             weakref.finalize(self, _remove, self._path, os.getpid())
         else:
             self._path = os.path.abspath(path)
+        # What an earlier run wrote stays in the file and is not read again.
+        self._start = os.path.getsize(self._path) if os.path.exists(self._path) else 0
         self._announced = False
 
     def add(self, failure: Failure) -> None:
         """Append one failure; the first of each process is announced at once."""
         line = (json.dumps(asdict(failure)) + "\n").encode()
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             os.write(file, line)  # one write: lines of several processes never mix
         finally:
@@ -65,7 +67,8 @@ class FailureLog:
     def read(self) -> list[Failure]:
         """Return all failures so far, of all processes."""
         try:
-            with open(self._path, encoding="utf-8") as file:
+            with open(self._path, "rb") as file:
+                file.seek(self._start)
                 return [Failure(**json.loads(line)) for line in file]
         except FileNotFoundError:
             return []
