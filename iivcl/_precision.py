@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Turn autocast off for a block, on devices that have it."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 @contextmanager
 def full_float32(tensor: Tensor) -> Iterator[None]:
     """Turn autocast and the reduced-precision float32 products (TF32, bf16) off for a block."""
-    with torch.autocast(tensor.device.type, enabled=False), _ieee_products():
+    with without_autocast(tensor), _ieee_products():
         yield
 
 

@@ -301,6 +301,21 @@ def test_lookup_loss_and_enqueue_compile_without_a_graph_break(backend: str) -> 
     assert all(torch.allclose(v, queue.state_dict()[n]) for n, v in twin.state_dict().items())
 
 
+@pytest.mark.parametrize("size", [50, 5000])
+def test_no_step_reads_a_value_on_the_host(size: int) -> None:
+    """Tensors without values: whatever needs one, and so would wait for a GPU, raises here."""
+    queue = NNSupportQueue(size, 8).to("meta")
+    query = torch.randn(16, 8, device="meta", requires_grad=True)
+    key, ids = torch.randn(16, 8, device="meta"), torch.empty(16, dtype=torch.int64, device="meta")
+    for form in ("per_positive", "out", "in"):
+        criterion = IIVCLLoss(form=form, batch_negatives=True, min_age=1)  # type: ignore[arg-type]
+        out = criterion(query, key, queue, ids=ids)
+        out.loss.backward()
+        queue.enqueue(key, ids)
+    assert out.neighbors.indices.shape == (16, 5)
+    assert queue.filled.device.type == queue.ages.device.type == "meta"
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 

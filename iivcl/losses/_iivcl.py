@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import distributed as D
 from .._checks import check_choice, check_floating, check_positive, check_same_device, check_shape
+from .._precision import without_autocast
 from ..queues import MoCoQueue, Neighbors, NNSupportQueue
 from ._columns import ChunkSize, choose_chunk_size
 from ._forms import FORMS, Form, log_add_exp, log_sum_exp, row_losses
@@ -166,7 +167,7 @@ class IIVCLLoss(nn.Module):
         self, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None, found: Neighbors
     ) -> tuple[Tensor, Tensor]:
         """Compute the intra and the inter term of one head; found neighbours may be none."""
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             query, keys = normalize_alike(query, as_several(query, key, "key").detach())
             # One pass over the queue serves both terms: the log-sum-exp of the rows that are no
             # neighbours, to which the intra term adds the neighbours.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_floating, check_positive, check_shape
+from .._precision import without_autocast
 from ._columns import ChunkSize, Columns, choose_chunk_size, column_log_sum_exp
 from ._forms import (
     FORMS,
@@ -98,7 +99,7 @@ def multi_positive_info_nce(
         _check_pairs("positive_weights", positive_weights, query, keys, "keys")
         check_floating("positive_weights", positive_weights)
 
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         query, keys = normalize_alike(query, keys)
         candidate = ~ignore_mask if ignore_mask is not None else torch.ones_like(positive_mask)
         positive = positive_mask & candidate
@@ -171,7 +172,7 @@ def info_nce(
     if ignore_mask is not None:
         _check_mask("ignore_mask", ignore_mask, query, negatives, "negatives")
 
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         query, positives, negatives = normalize_alike(query, positives.detach(), negatives.detach())
         columns = Columns(pair_weights=None if ignore_mask is None else ~ignore_mask)
         negative_lse = column_log_sum_exp(

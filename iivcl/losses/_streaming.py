@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._precision import without_autocast
 from ._columns import Columns
 from ._forms import NO_LOGIT
 
@@ -66,7 +67,7 @@ def _logits(scaled_query: Tensor, keys: Tensor) -> Tensor:
 
 def _without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(query: Tensor, *arguments: Any) -> Any:
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             return run(query, *arguments)
 
     return wrapped
