@@ -27,7 +27,7 @@ WIDTH, DIM = 16, 128  # channels of the encoder's first block, numbers of an emb
 QUEUE_SIZE, NUM_NEIGHBORS, TEMPERATURE = 512, 5, 0.1
 MOMENTUM = 0.98  # of the key encoder, rising to 1; a longer run wants it nearer to 1
 INTER_START = 0.4  # share of the steps before neighbours count: until then they are noise
-LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1e-4
+LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-4
 
 
 class SmallEncoder(nn.Sequential):
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of videos; class = parent folder")
     parser.add_argument("--classes", type=int, default=8, help="of the generated set, 2 to 16")
     parser.add_argument("--backbone", default="small", help="or a name in iivcl.backbones")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -73,7 +73,7 @@ def main() -> None:
     test, train = slice(len(paths) // 4), slice(len(paths) // 4, None)
     # Crops are drawn in the workers, where files differ in size; colours in batches on the device.
     # No flip: it would turn one motion into another. For real videos see augment.rho_moco.
-    crop = augment.RandomResizedCrop(SIZE, scale=(0.6, 1.0))
+    crop = augment.RandomResizedCrop(SIZE, scale=(0.7, 1.0))
     jitter = augment.ColorJitter(brightness=0.6, contrast=0.6, saturation=0.8, hue=0.5)
     normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
     colours = augment.Compose(augment.ToFloat(), jitter, augment.RandomGrayscale(p=0.3), normalize)
@@ -109,22 +109,23 @@ def main() -> None:
     while step < args.steps:
         train_set.set_epoch(step // len(loader))
         for clips, ids in loader:  # (B, 2, 3, T, H, W) uint8 and (B,)
-            clips, ids = clips.to(args.device), ids.to(args.device)
-            query = F.normalize(encoder(colours(clips[:, 0])), dim=1)  # (B, D)
+            views, ids = colours(clips.to(args.device).flatten(0, 1)), ids.to(args.device)
+            query = F.normalize(encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
             with torch.no_grad():
                 momentum = cosine_momentum(step, args.steps, base=MOMENTUM)
                 momentum_update_(key_encoder, encoder, momentum)
-                key = F.normalize(key_encoder(colours(clips[:, 1])), dim=1)  # (B, D)
-            out = loss_fn(query, key, queue, ids=ids)
-            loss = out.intra + (step >= INTER_START * args.steps) * out.inter
+                key = F.normalize(key_encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
+            outs = [loss_fn(query[:, i], key[:, 1 - i], queue, ids=ids) for i in (0, 1)]
+            inter_weight = float(step >= INTER_START * args.steps)
+            loss = sum(out.intra + inter_weight * out.inter for out in outs) / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             known = labels[train].to(args.device)  # neighbours are rows of the queue as it is now
-            purity = neighbor_purity(out.neighbors, known[queue.ids], known[ids]).item()
-            queue.enqueue(key, ids)
-            progress.set_postfix(intra=out.intra.item(), purity=purity, refresh=False)
+            purity = neighbor_purity(outs[0].neighbors, known[queue.ids], known[ids]).item()
+            queue.enqueue(key.flatten(0, 1), ids.repeat_interleave(2))
+            progress.set_postfix(loss=loss.item(), purity=purity, refresh=False)
             progress.update()
             step += 1
             if step == args.steps:

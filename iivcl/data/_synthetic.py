@@ -174,7 +174,7 @@ def _render(
     # A shape that stays on an axis may be anywhere on it, so that its place in one frame says
     # little of how it moves.
     centre_x, centre_y = (
-        rng.uniform(-1, 1) * (0.75 - amplitude * np.ptp(along) / 2) for along in (pose.x, pose.y)
+        rng.uniform(-1, 1) * (0.65 - amplitude * np.ptp(along) / 2) for along in (pose.x, pose.y)
     )
     angle0 = rng.uniform(0, 2 * np.pi)
 
