@@ -170,7 +170,7 @@ def _render(
     cycles = rng.uniform(1.6, 2.4)  # at least one whole cycle in any 15 of 24 frames
     phase = 2 * np.pi * (cycles * np.arange(num_frames) / 24 + rng.uniform())
     pose = motion(phase)
-    amplitude, radius = rng.uniform(0.4, 0.55), rng.uniform(0.2, 0.3)
+    amplitude, radius = rng.uniform(0.45, 0.6), rng.uniform(0.22, 0.32)
     # A shape that stays on an axis may be anywhere on it, so that its place in one frame says
     # little of how it moves.
     centre_x, centre_y = (
@@ -194,7 +194,7 @@ def _render(
     colour = rng.uniform(0.35, 1.0, 3)
     colour[rng.integers(3)] = 1.0  # bright whatever its hue
     tint = rng.uniform(0.5, 1.0, 3)  # dim
-    background = (0.05 + 0.15 * _texture(size, rng))[None] * tint  # (1, H, W, 3)
+    background = (0.05 + 0.08 * _texture(size, rng))[None] * tint  # (1, H, W, 3)
     video = background + coverage * (colour - background)
     return np.asarray((video * 255).round(), dtype=np.uint8)
 
