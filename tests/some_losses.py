@@ -11,10 +11,6 @@ from iivcl.distributed import all_gather_cat
 from iivcl.losses import multi_positive_info_nce
 
 
-def batch_negatives_of_own_rank(query: Tensor, key: Tensor, *, ids: Tensor) -> Tensor:
-    return multi_positive_info_nce(query, key, torch.eye(len(query), dtype=torch.bool))
-
-
 def batch_negatives_of_all_ranks(query: Tensor, key: Tensor, *, ids: Tensor) -> Tensor:
     """In-batch contrast in both directions, so that gradients cross ranks."""
     queries, keys, all_ids = (all_gather_cat(part) for part in (query, key, ids))

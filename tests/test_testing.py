@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from some_losses import (
-    batch_negatives_of_all_ranks,
-    batch_negatives_of_own_rank,
-    constant,
-    divide_by_rank,
-)
+from some_losses import batch_negatives_of_all_ranks, constant, divide_by_rank
 
 from iivcl import IIVCLLoss, NNSupportQueue
 from iivcl.testing import assert_ddp_equivalent, run_on_ranks
 
 
-def queue_loss(distribution: Any) -> Any:
-    queue = NNSupportQueue(32, 16, distributed=distribution)
+def test_negatives_of_all_ranks_pass() -> None:
+    """The loss with a queue stands in the docstring's example, which the tests run as well."""
+    assert_ddp_equivalent(batch_negatives_of_all_ranks, world_size=2)
+
+
+def test_negatives_of_the_own_rank_only_are_caught() -> None:
+    queue = NNSupportQueue(32, 16, distributed="local")
     queue.enqueue(torch.randn(32, 16), torch.arange(32))
-    return partial(IIVCLLoss(num_neighbors=3, batch_negatives=True), queue=queue)
-
-
-@pytest.mark.parametrize(
-    "loss_fn", [queue_loss("gather"), batch_negatives_of_all_ranks], ids=["iivcl", "in-batch"]
-)
-def test_equivalent_losses_pass(loss_fn: Any) -> None:
-    assert_ddp_equivalent(loss_fn, world_size=2)
-
-
-@pytest.mark.parametrize(
-    "loss_fn", [queue_loss("local"), batch_negatives_of_own_rank], ids=["iivcl", "in-batch"]
-)
-def test_negatives_of_the_own_rank_only_are_caught(loss_fn: Any) -> None:
+    loss_fn = partial(IIVCLLoss(num_neighbors=3, batch_negatives=True), queue=queue)
     message = "the mean of the ranks' losses is not that of one process on the concatenated batch"
     with pytest.raises(AssertionError, match=f"^{re.escape(message)}: largest difference 0\\.\\d+"):
         assert_ddp_equivalent(loss_fn, world_size=2)
