@@ -65,8 +65,9 @@ def multi_positive_info_nce(
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"`` over the rows that have a positive, ``"sum"``, or ``"none"``.
         chunk_size: Candidates per step of the streaming form, whose memory is O(B x chunk_size)
-            forward and backward with the same value and gradient; ``"dense"`` for the form that
-            holds all logits and can be differentiated twice; default: by size.
+            forward and backward, beside a normalised copy of the keys, with the same value and
+            gradient; ``"dense"`` for the form that holds all logits and can be differentiated
+            twice; default: by size. For a large queue use `IIVCLLoss`, which needs no copy.
 
     Returns:
         The loss, () or (B,) for ``"none"``. A row without a positive has loss 0 and no gradient;
