@@ -124,7 +124,7 @@ class TestExtractFeatures:
     def test_ranks_gather_every_video_once(self, tmp_path: Path) -> None:
         torch.multiprocessing.spawn(gather_features, (2, str(tmp_path)), nprocs=2)
         for rank, own in ((0, [0, 2, 4]), (1, [0, 1, 3])):
-            found = torch.load(tmp_path / f"{rank}.pt")
+            found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
             assert found["local"][1].tolist() == own
             features, indices, labels = found["gather"]
             assert indices.tolist() == [0, 1, 2, 3, 4]

@@ -30,7 +30,8 @@ class VideoResNet(nn.Module):
         in_channels: Channels C of the video.
         gradient_checkpointing: Keep only the input of every block and run the block again in the
             backward pass: about a third more time for a fraction of the memory, with the same
-            gradients and the same running statistics.
+            gradients and the same running statistics (but compiled by torch 2.4, batch norm counts
+            every batch twice in its statistics).
 
     Attributes:
         feature_dim: Channels of the encoder's output.
