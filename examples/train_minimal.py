@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to write the trained encoder to")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    torch.set_num_threads(max(1, torch.get_num_threads() - 2))  # two cores decode
 
     # Data: one video in four is held out. Classes serve the measurement alone.
     if args.data is None:
