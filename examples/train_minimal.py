@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of videos; class = parent folder")
     parser.add_argument("--classes", type=int, default=8, help="of the generated set, 2 to 16")
     parser.add_argument("--backbone", default="small", help="or a name in iivcl.backbones")
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=210)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
