@@ -41,7 +41,7 @@ def arguments(description: str, *, batches: Sequence[int]) -> argparse.Namespace
 
 
 def take_turns(
-    runs: dict[str, Callable[[], object]], *, device: str, seconds: float, least: int = 3
+    runs: dict[str, Callable[[], object]], *, device: str, seconds: float, least: int = 4
 ) -> Times:
     """Time the contenders one after the other, round after round.
 
@@ -50,7 +50,7 @@ def take_turns(
     clock = time.process_time if _counts_cpu_time(device) else time.perf_counter
     times: Times = {name: [] for name in runs}
     started, rounds = time.perf_counter(), 0
-    while rounds <= least or (time.perf_counter() - started < seconds and rounds <= 50):
+    while rounds <= least or (time.perf_counter() - started < seconds and rounds <= 100):
         for name, run in runs.items():
             time.sleep(PAUSE)
             start = clock()
