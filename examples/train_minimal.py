@@ -72,6 +72,8 @@ def main() -> None:
     classes = sorted({path.parent for path in paths})
     labels = torch.tensor([classes.index(path.parent) for path in paths])
     test, train = slice(len(paths) // 4), slice(len(paths) // 4, None)
+    if len(paths[train]) < args.batch_size:
+        parser.error(f"{args.data} holds {len(paths)} videos; give more, or a smaller --batch-size")
     # Crops are drawn in the workers, where files differ in size; colours in batches on the device.
     # No flip: it would turn one motion into another. For real videos see augment.rho_moco.
     crop = augment.RandomResizedCrop(SIZE, scale=(0.7, 1.0))
@@ -83,8 +85,6 @@ def main() -> None:
     )
     workers = {"num_workers": 2, "persistent_workers": True}
     loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, **workers)
-    if len(loader) == 0:
-        parser.error(f"--batch-size is {args.batch_size}, but only {len(train_set)} videos train")
 
     backbone = SmallEncoder() if args.backbone == "small" else getattr(backbones, args.backbone)()
     head = backbones.ProjectionHead(backbone.feature_dim, 256, DIM, num_layers=2, norm="batch")

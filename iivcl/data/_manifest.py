@@ -133,7 +133,10 @@ def find_videos(root: StrPath) -> list[str]:
         root: Folder to search.
 
     Returns:
-        Paths in natural order: ``2.mp4`` before ``10.mp4``.
+        Paths in natural order: ``2.mp4`` before ``10.mp4``; none when there are no videos.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
 
     Example:
         >>> import pathlib, tempfile
@@ -144,6 +147,8 @@ def find_videos(root: StrPath) -> list[str]:
         >>> [pathlib.Path(path).name for path in find_videos(root)]
         ['2.avi', '10.mp4']
     """
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"`root`: no such folder: {os.fspath(root)}")
     found: list[str] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))

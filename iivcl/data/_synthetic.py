@@ -79,7 +79,8 @@ def make_synthetic_videos(
     Every video shows one bright shape that moves over a dim textured background. The class is the
     motion alone (side to side, circle, spin, ...); shape, colours, texture, place, size, speed and
     phase are drawn anew for every video, so neither one frame nor the mean colour gives the class
-    away. Video ``i`` has class ``i % num_classes`` and depends on ``seed`` and ``i`` alone.
+    away. Video ``i`` has class ``i % num_classes``, and what it shows depends on ``seed`` and ``i``
+    alone.
 
     The set is written under a temporary name and renamed when it is complete. A set of the same
     arguments that is already there is kept as it is.
