@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -28,9 +29,10 @@ def read_clips(
 
     Frame ``i`` is the i-th frame that decoding the best video stream from its start returns,
     whatever its timestamp says. Rotation tags are applied. Decoding starts at a keyframe where
-    the file proves which frame that is, and at the first frame otherwise; only the frames asked
-    for are converted. The file is read once to find its keyframes, which costs a few per cent of
-    decoding.
+    the file proves which frame that is, and at the first frame otherwise; frames that neither are
+    asked for nor referred to by others are left out, and only the frames asked for are converted,
+    with colours rounded to the nearest. The file is read once to find its keyframes, which costs a
+    few per cent of decoding.
 
     Args:
         path: Video file, or a folder of images, whose natural order is that of the frames.
@@ -68,22 +70,25 @@ def read_clips(
 
 def decode_clips(source: Source, indices: Tensor, short_side: int | None) -> Tensor:
     """Read frames (V, T) of an open source as (V, C, T, H, W) uint8."""
-    wanted, slots = torch.unique(indices, return_inverse=True)  # (N,) ascending, (V, T) into it
+    places: dict[int, list[tuple[int, int]]] = {}  # of every frame among the clips
+    for v, clip in enumerate(indices.tolist()):
+        for t, number in enumerate(clip):
+            places.setdefault(number, []).append((v, t))
+    wanted = sorted(places)
+
     reformatter = VideoReformatter()
-    clips: Tensor | None = None
-    for number, frame in enumerate(source.frames(wanted.tolist())):
+    clips: npt.NDArray[np.uint8] | None = None
+    for number, frame in zip(wanted, source.frames(wanted), strict=True):
         if clips is None:
             height, width = _output_size(frame, short_side)
             planes = _rgb_planes(reformatter, frame, height, width)
-            shape = (len(slots), 3, slots.shape[1], *planes[0].shape)
-            clips = torch.empty(shape, dtype=torch.uint8)
+            clips = np.empty((len(indices), 3, indices.shape[1], *planes[0].shape), np.uint8)
         else:
             planes = _rgb_planes(reformatter, frame, height, width)
-        for v, t in (slots == number).nonzero().tolist():
+        for v, t in places[number]:
             for channel, plane in enumerate(planes):
                 clips[v, channel, t] = plane
-    assert clips is not None  # `indices` is not empty
-    return clips
+    return torch.from_numpy(clips)
 
 
 def check_decoding(short_side: int | None, num_threads: int) -> None:
@@ -100,16 +105,16 @@ _SCALING = 0x2 | 0x40000  # SWS_BILINEAR | SWS_ACCURATE_RND, which older PyAV do
 
 def _rgb_planes(
     reformatter: VideoReformatter, frame: VideoFrame, height: int, width: int
-) -> list[Tensor]:
+) -> list[npt.NDArray[np.uint8]]:
     """Convert and scale one frame to three (H, W) planes, views of its buffers."""
     planar = reformatter.reformat(frame, width, height, "gbrp", interpolation=_SCALING, threads=1)
     green, blue, red = (
-        torch.from_numpy(np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width])
+        np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width]
         for plane in planar.planes
     )
     planes = [red, green, blue]
     turns = quarter_turns(frame)
-    return [plane.rot90(turns) for plane in planes] if turns else planes
+    return [np.ascontiguousarray(np.rot90(plane, turns)) for plane in planes] if turns else planes
 
 
 def _output_size(frame: VideoFrame, short_side: int | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from av.container import InputContainer
@@ -20,6 +21,8 @@ _ONE_FRAME_PER_PACKET = frozenset({
 # Containers that store when each frame is shown; in the others that is guessed.
 _STORES_PTS = frozenset({"flv", "gif", "matroska", "mov", "mp4", "mpegts", "webm"})
 _AVI_CODECS = frozenset({"mjpeg", "mpeg4"})
+# Codecs whose decoder knows the frames that no other refers to, and leaves them out if told so.
+_MARKS_REFERENCES = frozenset({"h264", "mpeg2video", "mpeg4"})
 _SKIPPED_FRAME_BYTES = 32  # a frame to be repeated is a packet of 0 to some 10 bytes in AVIs
 
 
@@ -41,14 +44,27 @@ class FrameIndex(NamedTuple):
     Attributes:
         number_of: From the presentation time of a frame to its number, ascending.
         keyframes: Where decoding can start, ascending; the first has number 0.
+        marks_references: Whether frames that no other refers to can be left undecoded.
     """
 
     number_of: dict[int, int]
     keyframes: list[Keyframe]
+    marks_references: bool
 
     def keyframe_before(self, number: int) -> Keyframe:
         """Find the last keyframe that is not behind frame ``number``."""
         return self.keyframes[bisect_right(self.keyframes, number, key=lambda k: k.number) - 1]
+
+    def runs(self, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, Sequence[int]]]:
+        """Split ascending frames where it is shorter to seek a keyframe than to decode on."""
+        start = 0
+        for stop in range(1, len(wanted) + 1):
+            # The frame behind the one decoded last comes unsought.
+            if stop == len(wanted) or (
+                self.keyframe_before(wanted[stop]).number > wanted[stop - 1] + 1
+            ):
+                yield self.keyframe_before(wanted[start]), wanted[start:stop]
+                start = stop
 
 
 def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex | None:
@@ -77,7 +93,8 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
         for p in packets
         if p.is_keyframe and p.pts is not None
     ]
-    return FrameIndex({pts: number for number, pts in enumerate(shown)}, sorted(keyframes))
+    number_of = {pts: number for number, pts in enumerate(shown)}
+    return FrameIndex(number_of, sorted(keyframes), _marks_references(stream))
 
 
 class _Packet(NamedTuple):
@@ -97,3 +114,13 @@ def _packets_are_frames(formats: set[str], stream: VideoStream, packets: list[_P
     if is_avi:  # it counts packets: right where none is reordered
         return codec in _AVI_CODECS and not stream.codec_context.has_b_frames
     return bool(formats & _STORES_PTS) and codec in _ONE_FRAME_PER_PACKET
+
+
+def _marks_references(stream: VideoStream) -> bool:
+    codec = stream.codec.canonical_name
+    if codec == "hevc":
+        # Its marks hold within one temporal layer. How many there are is in bits 3 to 5 of byte 21
+        # of the decoder configuration (ISO/IEC 14496-15, 8.3.3.1), which begins with its version.
+        extradata = stream.codec_context.extradata or b""
+        return len(extradata) > 21 and extradata[0] == 1 and extradata[21] >> 3 & 7 == 1
+    return codec in _MARKS_REFERENCES

@@ -117,27 +117,39 @@ class VideoReader:
     ) -> Generator[VideoFrame, None, int]:
         """Decode from keyframes; return how many frames were found before a seek went wrong."""
         end = (self.num_frames, None)
-        decoded: Iterator[tuple[int, VideoFrame]] = iter(())
-        number = -1
-        frame: VideoFrame | None = None
-        before: VideoFrame | None = None  # stands in for frames that approximate reading skips
-        for found, target in enumerate(wanted):
-            keyframe = index.keyframe_before(target)
-            # A start that is nearer than the frame decoded last; the next frame comes unsought.
-            if found == 0 or keyframe.number > number + 1:
-                self._container.seek(keyframe.seek_time, stream=self._stream)
-                decoded = _by_pts(self._container.decode(self._stream), index)
-                number, frame = -1, None
-            while number < target:
-                before = frame
-                number, frame = next(decoded, end)
-            if number == target and frame is not None:
-                yield frame
-            elif self._approximate and before is not None:
-                yield before
-            else:
-                return found
-        return len(wanted)
+        found = 0
+        for keyframe, targets in index.runs(wanted):
+            self._container.seek(keyframe.seek_time, stream=self._stream)
+            decoded = _by_pts(self._decode_run(index, targets), index)
+            number = -1
+            frame: VideoFrame | None = None
+            before: VideoFrame | None = None  # stands in for one that approximate reading skips
+            for target in targets:
+                while number < target:
+                    before = frame
+                    number, frame = next(decoded, end)
+                if number == target and frame is not None:
+                    yield frame
+                elif self._approximate and before is not None:
+                    yield before
+                else:
+                    return found
+                found += 1
+        return found
+
+    def _decode_run(self, index: FrameIndex, targets: Sequence[int]) -> Iterator[VideoFrame]:
+        """Decode from here to the last target, without frames that no target can depend on."""
+        codec = self._stream.codec_context
+        unsent = set(targets)
+        for packet in self._container.demux(self._stream):
+            number = -1 if packet.pts is None else index.number_of.get(packet.pts, -1)
+            if index.marks_references and not self._approximate:
+                codec.skip_frame = "DEFAULT" if number in unsent else "NONREF"
+            yield from codec.decode(packet)
+            unsent.discard(number)
+            if not unsent:
+                yield from codec.decode(None)  # what it holds back to put in order
+                return
 
     def _step_frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         """Decode from the first frame on."""
