@@ -80,8 +80,10 @@ def test_frames_are_those_of_decode_order(name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["h264.mp4", "h264.ts", "open gop.ts", "intra refresh.mkv", "b pyramid.mp4", "hevc.mp4"]
-    + ["temporal layers.mp4", "mpeg4.mp4", "mpeg2.mpg"],
+    [
+        *("h264.mp4", "h264.ts", "open gop.ts", "intra refresh.mkv", "b pyramid.mp4"),
+        *("hevc.mp4", "temporal layers.mp4", "mpeg4.mp4", "mpeg2.mpg"),
+    ],
 )
 def test_every_single_frame_is_found_alone(name: str, folder: Path) -> None:
     codec, arguments = FILES[name]
@@ -98,8 +100,10 @@ def test_every_single_frame_is_found_alone(name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["h264.mp4", "h264.mkv", "h264.ts", "h264.flv", "hevc.mp4", "vp9.webm", "mpeg4.avi"]
-    + ["temporal layers.mp4"],
+    [
+        *("h264.mp4", "h264.mkv", "h264.ts", "h264.flv"),
+        *("hevc.mp4", "temporal layers.mp4", "vp9.webm", "mpeg4.avi"),
+    ],
 )
 def test_decoding_begins_at_the_nearest_keyframe(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
