@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from videos import (
     barcode,
     count_threads,
+    die_of_59_frames,
     random_number,
     read_barcodes,
     write_packed_divx,
@@ -227,6 +228,25 @@ def test_set_of_nothing_but_bad_files_ends(tmp_path: Path) -> None:
     again = VideoClips(missing, on_error="skip", failure_log=tmp_path / "log", **CLIP)
     assert again[7] is None
     assert [failure.index for failure in again.failures()] == [7]
+
+
+def test_death_of_a_worker_names_what_it_was_reading(paths: list[Path], tmp_path: Path) -> None:
+    deadly = write_video(tmp_path / "deadly.mp4", 59)
+    dataset = VideoClips([*paths, deadly], sampling=die_of_59_frames, **CLIP)
+    message = f"{deadly}: the process that read it died"
+    for _ in range(2):
+        with (
+            pytest.raises(DecodeError, match=f"^{re.escape(message)}$") as caught,
+            dataset.name_crashes(),
+        ):
+            list(DataLoader(dataset, num_workers=2))
+        assert caught.value.__cause__ is not None
+        assert dataset.failures()[-1] == Failure(0, 6, str(deadly), message)
+    # Errors of another kind pass as they are, also when a worker died before.
+    other = RuntimeError("of the training step")
+    with pytest.raises(RuntimeError) as caught, dataset.name_crashes():
+        raise other
+    assert caught.value is other
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")

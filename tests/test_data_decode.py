@@ -76,6 +76,10 @@ def test_frames_are_those_of_decode_order(name: str, folder: Path) -> None:
     for indices in (torch.randint(40, (2, 4)), torch.tensor([[39, 0], [12, 12]])):
         clips = read_clips(path, indices)
         torch.testing.assert_close(clips, whole[0][:, indices].movedim(0, 1), rtol=0, atol=0)
+    # From memory, where no name tells the format.
+    content = path.read_bytes()
+    assert probe(content) == probe(path)
+    assert read_clips(content, indices).equal(clips)
 
 
 @pytest.mark.parametrize(

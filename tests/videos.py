@@ -6,7 +6,9 @@ number, and survives compression, scaling and chroma subsampling.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +20,8 @@ import numpy.typing as npt
 import torch
 from av.stream import Disposition
 from torch import Tensor
+
+from iivcl.data import random_clip_starts
 
 BITS = 12
 
@@ -163,7 +167,7 @@ def rotate(path: Path) -> Path:
     return path
 
 
-# Transforms that the workers of a DataLoader can import, however they are started.
+# Transforms and samplings that the workers of a DataLoader can import, however they are started.
 
 
 def random_number(clips: Tensor) -> float:
@@ -176,3 +180,10 @@ def count_threads(clips: Tensor) -> int:
     """Count the threads of this process."""
     [count] = re.findall(r"Threads:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(count)
+
+
+def die_of_59_frames(video_frames: int, **clip: Any) -> Tensor:
+    """Draw starts, but end the process as a decoder that crashes would at one video."""
+    if video_frames == 59:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return random_clip_starts(video_frames, **clip)

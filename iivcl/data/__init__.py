@@ -10,11 +10,13 @@ from ._sampling import clip_indices, random_clip_starts, uniform_clip_starts
 from ._split_lists import read_hmdb51_split, read_ucf101_split, ucf101_ids
 from ._split_tables import read_diving48_split, read_kinetics_split, read_ssv2_split
 from ._synthetic import make_synthetic_videos
+from ._tar_clips import TarClips
 
 __all__ = [
     "DecodeError",
     "Failure",
     "Manifest",
+    "TarClips",
     "VideoClips",
     "VideoInfo",
     "clip_indices",

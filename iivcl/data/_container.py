@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,14 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-__all__ = ["DecodeError", "StrPath", "decode_errors", "open_video"]
+__all__ = ["DecodeError", "StrPath", "decode_errors", "name_of", "open_video"]
 
 StrPath = str | os.PathLike[str]
+
+
+def name_of(video: StrPath | bytes) -> str:
+    """Name a video in messages: its path, or the size of its content."""
+    return f"<{len(video)} bytes>" if isinstance(video, bytes) else os.fspath(video)
 
 
 class DecodeError(RuntimeError):
@@ -34,24 +40,27 @@ class DecodeError(RuntimeError):
 
 
 @contextmanager
-def decode_errors(path: StrPath) -> Iterator[None]:
-    """Turn what FFmpeg or the file system raises into a `DecodeError` that names ``path``."""
+def decode_errors(name: str) -> Iterator[None]:
+    """Turn what FFmpeg or the file system raises into a `DecodeError` that begins with ``name``."""
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"{os.fspath(path)}: {error.strerror or error}") from error
+        raise DecodeError(f"{name}: {error.strerror or error}") from error
 
 
 def open_video(
-    path: StrPath, *, num_threads: int = 1, approximate: bool = False
+    video: StrPath | bytes, name: str, *, num_threads: int, approximate: bool = False
 ) -> tuple[InputContainer, VideoStream]:
-    """Open a file and its best video stream, the one that a player would choose."""
-    name = os.fspath(path)
-    if os.path.getsize(name) == 0:
+    """Open a file, or the content of one, and its best video stream, as a player would choose."""
+    file: str | io.BytesIO
+    if isinstance(video, bytes):
+        size, file = len(video), io.BytesIO(video)
+    else:  # "file:" keeps a colon in a name from being read as a protocol
+        size, file = os.path.getsize(video), f"file:{os.fspath(video)}"
+    if size == 0:
         raise DecodeError(f"{name}: the file is empty")
-    # "file:" keeps a colon in a name from being read as a protocol; text tags may have any
-    # encoding, are of no interest here, and must not raise.
-    container = av.open(f"file:{name}", metadata_errors="ignore")
+    # Text tags may have any encoding, are of no interest here, and must not raise.
+    container = av.open(file, "r", metadata_errors="ignore")
     try:
         return container, _best_stream(container, name, num_threads, approximate)
     except BaseException:

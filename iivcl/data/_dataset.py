@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from iivcl._checks import check_choice
-
 from ._container import DecodeError, StrPath
-from ._decode import check_decoding, decode_clips
-from ._failures import Failure, FailureLog
 from ._manifest import MANIFEST_SUFFIXES, Manifest, find_videos, make_manifest, read_manifest
-from ._reader import Source, open_source
-from ._sampling import (
-    SHORT_POLICIES,
-    ShortPolicy,
-    check_clip,
-    clip_indices,
-    random_clip_starts,
-    uniform_clip_starts,
-)
+from ._reader import open_source
+from ._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
+from ._recipe import ClipRecipe, Sampling
+from ._sampling import ShortPolicy
 
 __all__ = ["VideoClips", "collate_clips"]
 
-_MAX_SUBSTITUTES = 10
-_Purpose = Literal["starts", "transform", "substitutes"]
-_PURPOSES = ("starts", "transform", "substitutes")
 
-
-class VideoClips(Dataset[Any]):
+class VideoClips(Readings, Dataset[Any]):
     """Clips of videos, one video per index.
 
     The clips of a video depend on (``seed``, epoch, index) alone: not on the number of workers or
@@ -91,30 +79,28 @@ class VideoClips(Dataset[Any]):
         stride: float | None = None,
         stride_seconds: float | None = None,
         clips_per_video: int = 2,
-        sampling: Literal["random", "keyframes", "uniform"] | Callable[..., Tensor] = "random",
+        sampling: Sampling = "random",
         short: ShortPolicy = "loop",
         short_side: int | None = None,
         approximate: bool = False,
         transform: Callable[[Tensor], Any] | None = None,
-        on_error: Literal["raise", "substitute", "skip"] = "raise",
+        on_error: OnError = "raise",
         failure_log: StrPath | None = None,
         seed: int = 0,
     ) -> None:
-        step = stride_seconds if stride is None else stride
-        if step is None or None not in (stride, stride_seconds):
-            raise ValueError(
-                f"exactly one of `stride` and `stride_seconds` must be given; "
-                f"got {stride} and {stride_seconds}"
-            )
-        if isinstance(sampling, str):
-            check_choice("sampling", sampling, tuple(_SAMPLERS))
-        check_choice("short", short, SHORT_POLICIES)
-        check_choice("on_error", on_error, ("raise", "substitute", "skip"))
-        check_clip(num_frames, step, clips_per_video)
-        check_decoding(short_side, num_threads=1)
-        if seed < 0:
-            raise ValueError(f"`seed` must be at least 0; got {seed}")
-
+        super().__init__(on_error, failure_log)
+        self._recipe = ClipRecipe(
+            num_frames=num_frames,
+            stride=stride,
+            stride_seconds=stride_seconds,
+            clips_per_video=clips_per_video,
+            sampling=sampling,
+            short=short,
+            short_side=short_side,
+            approximate=approximate,
+            transform=transform,
+            seed=seed,
+        )
         manifest, self._from_manifest = _to_manifest(paths)
         # One array instead of N str objects, whose reference counts would make every forked
         # worker copy the memory that they lie in.
@@ -122,23 +108,8 @@ class VideoClips(Dataset[Any]):
         self.labels = manifest.labels
         self.ids = manifest.ids
         self.classes = manifest.classes
-        # In shared memory, so that persistent workers see the epoch change, and that a video whose
-        # frames can only be counted by decoding is counted once.
-        self._epoch = _shared_zeros()
-        self._counts = _shared_zeros(len(manifest.paths))  # frames of each video, 0: not known yet
-        self._failures = FailureLog(failure_log)
-        self._num_frames = num_frames
-        self._step = step
-        self._step_in_seconds = stride is None
-        self._clips_per_video = clips_per_video
-        self._draw_starts = _SAMPLERS[sampling] if isinstance(sampling, str) else sampling
-        self._at_keyframes = sampling == "keyframes"
-        self._short = short
-        self._short_side = short_side
-        self._approximate = approximate
-        self._transform = transform
-        self._on_error = on_error
-        self._seed = seed
+        # So that a video whose frames can only be counted by decoding is counted once.
+        self._counts = shared_zeros(len(manifest.paths))  # frames of each video, 0: not known yet
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -155,69 +126,30 @@ class VideoClips(Dataset[Any]):
         self._failures.summarise(int(self._epoch), len(self))
         self._epoch.fill_(epoch)
 
-    def failures(self) -> list[Failure]:
-        """Return every failed reading so far, of this process and its workers."""
-        return self._failures.read()
-
     def __getitem__(self, index: int) -> Any:
         index = range(len(self))[index]  # negative indices, and IndexError behind the end
-        errors: list[DecodeError] = []
-        for candidate in self._candidates(index):
-            try:
-                clips = self._read(candidate)
-            except DecodeError as error:
-                epoch, path = int(self._epoch), self.path(candidate)
-                self._failures.add(Failure(epoch, candidate, path, str(error)))
-                errors.append(error)
-            else:
-                return self._to_sample(clips, candidate)
-        if self._on_error == "skip":
-            return None
-        raise errors[-1]
+        return self._read_first((i, partial(self._read, i)) for i in self._candidates(index))
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
         if self._on_error == "substitute":
-            others = torch.randperm(len(self), generator=self._generator(index, "substitutes"))
-            yield from others[others != index][:_MAX_SUBSTITUTES].tolist()
+            generator = self._recipe.generator("substitutes", int(self._epoch), index)
+            others = torch.randperm(len(self), generator=generator)
+            yield from others[others != index][:MAX_SUBSTITUTES].tolist()
 
-    def _read(self, index: int) -> Tensor:
-        path, count = self.path(index), int(self._counts[index]) or None
-        with open_source(path, approximate=self._approximate, num_frames=count) as source:
+    def _read(self, index: int) -> tuple[Any, ...]:
+        recipe, address = self._recipe, (int(self._epoch), index)
+        with open_source(
+            self.path(index),
+            approximate=recipe.approximate,
+            num_frames=int(self._counts[index]) or None,
+        ) as source:
             self._counts[index] = source.num_frames
-            stride = self._step * _known_fps(source) if self._step_in_seconds else self._step
-            at_keyframes = {"keyframes": source.keyframes} if self._at_keyframes else {}
-            starts = self._draw_starts(
-                source.num_frames,
-                num_frames=self._num_frames,
-                stride=stride,
-                clips_per_video=self._clips_per_video,
-                generator=self._generator(index, "starts"),
-                **at_keyframes,
-            )
-            indices = clip_indices(
-                starts,
-                source.num_frames,
-                num_frames=self._num_frames,
-                stride=stride,
-                short=self._short,
-            )
-            return decode_clips(source, indices, self._short_side)
-
-    def _to_sample(self, clips: Any, index: int) -> tuple[Any, ...]:
-        if self._transform is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(self._generator(index, "transform").get_state())
-                clips = self._transform(clips)
+            clips = recipe.read(source, *address)
+        clips = recipe.finish(clips, *address)
         if not self._from_manifest:
             return clips, index
         return clips, index, int(self.labels[index]), int(self.ids[index])
-
-    def _generator(self, index: int, purpose: _Purpose) -> torch.Generator:
-        """Seed a generator from (seed, epoch, index), a separate one for each purpose."""
-        key = [self._seed, int(self._epoch), index, _PURPOSES.index(purpose)]
-        [state] = np.random.SeedSequence(key).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def collate_clips(batch: Sequence[Any]) -> Any:
@@ -243,32 +175,6 @@ def collate_clips(batch: Sequence[Any]) -> Any:
     if not samples:
         raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
     return default_collate(samples)
-
-
-def _shared_zeros(*shape: int) -> Tensor:
-    zeros = torch.zeros(shape, dtype=torch.int64)
-    zeros.share_memory_()  # type: ignore[no-untyped-call]
-    return zeros
-
-
-def _uniform(video_frames: int, *, generator: torch.Generator, **clip: Any) -> Tensor:
-    return uniform_clip_starts(video_frames, **clip)
-
-
-_SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "random": random_clip_starts,
-    "keyframes": random_clip_starts,
-    "uniform": _uniform,
-}
-
-
-def _known_fps(source: Source) -> float:
-    if source.fps > 0:  # not nan
-        return source.fps
-    raise DecodeError(
-        f"{source.path}: the frame rate is unknown, so `stride_seconds` has no meaning; "
-        "give `stride` in frames"
-    )
 
 
 def _to_manifest(paths: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:

@@ -12,13 +12,13 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from ._container import StrPath
-from ._reader import Source, open_source, quarter_turns
+from ._reader import Source, open_source, quarter_turns, upright_size
 
 __all__ = ["check_decoding", "decode_clips", "read_clips"]
 
 
 def read_clips(
-    path: StrPath,
+    path: StrPath | bytes,
     indices: Tensor | Sequence[Sequence[int]],
     *,
     short_side: int | None = None,
@@ -35,7 +35,8 @@ def read_clips(
     few per cent of decoding.
 
     Args:
-        path: Video file, or a folder of images, whose natural order is that of the frames.
+        path: Video file, or its content as bytes, or a folder of images, whose natural order is
+            that of the frames.
         indices: (V, T) frame indices, each in [0, `probe` (path).num_frames); any order, repeats
             allowed.
         short_side: Scale to this many pixels on the shorter side, keeping the aspect, while
@@ -81,10 +82,8 @@ def decode_clips(source: Source, indices: Tensor, short_side: int | None) -> Ten
     for number, frame in zip(wanted, source.frames(wanted), strict=True):
         if clips is None:
             height, width = _output_size(frame, short_side)
-            planes = _rgb_planes(reformatter, frame, height, width)
-            clips = np.empty((len(indices), 3, indices.shape[1], *planes[0].shape), np.uint8)
-        else:
-            planes = _rgb_planes(reformatter, frame, height, width)
+            clips = np.empty((len(indices), 3, indices.shape[1], height, width), np.uint8)
+        planes = _rgb_planes(reformatter, frame, height, width)
         for v, t in places[number]:
             for channel, plane in enumerate(planes):
                 clips[v, channel, t] = plane
@@ -106,19 +105,21 @@ _SCALING = 0x2 | 0x40000  # SWS_BILINEAR | SWS_ACCURATE_RND, which older PyAV do
 def _rgb_planes(
     reformatter: VideoReformatter, frame: VideoFrame, height: int, width: int
 ) -> list[npt.NDArray[np.uint8]]:
-    """Convert and scale one frame to three (H, W) planes, views of its buffers."""
+    """Convert, scale and turn one frame to three (H, W) planes."""
+    turns = quarter_turns(frame)
+    if turns % 2:  # it is scaled as it lies
+        height, width = width, height
     planar = reformatter.reformat(frame, width, height, "gbrp", interpolation=_SCALING, threads=1)
     green, blue, red = (
         np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width]
         for plane in planar.planes
     )
     planes = [red, green, blue]
-    turns = quarter_turns(frame)
     return [np.ascontiguousarray(np.rot90(plane, turns)) for plane in planes] if turns else planes
 
 
 def _output_size(frame: VideoFrame, short_side: int | None) -> tuple[int, int]:
-    height, width = frame.height, frame.width
+    height, width = upright_size(frame)
     if short_side is None:
         return height, width
     short = min(height, width)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import av
 from av.video.frame import VideoFrame
 
-from ._container import DecodeError, StrPath, decode_errors
+from ._container import DecodeError, decode_errors
 
 __all__ = ["IMAGE_SUFFIXES", "FrameFolder", "natural_key"]
 
@@ -23,13 +23,11 @@ class FrameFolder:
     codec = "images"
     fps = float("nan")
 
-    def __init__(self, path: StrPath) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str) -> None:
+        self.name = path
         names = [entry for entry in os.listdir(path) if entry.lower().endswith(IMAGE_SUFFIXES)]
         if not names:
-            raise DecodeError(
-                f"{self.path}: the folder holds no images ({', '.join(IMAGE_SUFFIXES)})"
-            )
+            raise DecodeError(f"{path}: the folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
         self._names = sorted(names, key=natural_key)
 
     @property
@@ -43,11 +41,11 @@ class FrameFolder:
     def frames(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         if wanted[-1] >= self.num_frames:
             raise ValueError(
-                f"`indices` must be below {self.num_frames}, the number of images in {self.path}; "
+                f"`indices` must be below {self.num_frames}, the number of images in {self.name}; "
                 f"got {wanted[-1]}"
             )
         for number in wanted:
-            image = os.path.join(self.path, self._names[number])
+            image = os.path.join(self.name, self._names[number])
             # From memory, so that neither a "%" in the name nor a wrong suffix means anything.
             with (
                 decode_errors(image),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ._container import StrPath
-from ._reader import open_source, quarter_turns
+from ._reader import open_source, upright_size
 
 __all__ = ["VideoInfo", "probe"]
 
@@ -39,13 +39,13 @@ class VideoInfo:
         return self.num_frames / self.fps
 
 
-def probe(path: StrPath) -> VideoInfo:
+def probe(path: StrPath | bytes) -> VideoInfo:
     """Find the number of frames, the rate and the size of a video.
 
     Counts packets where each is proven to be one frame, and decodes the whole file otherwise.
 
     Args:
-        path: Video file, or a folder of images.
+        path: Video file, or its content as bytes, or a folder of images.
 
     Returns:
         What the file holds.
@@ -62,8 +62,5 @@ def probe(path: StrPath) -> VideoInfo:
     """
     with open_source(path) as source:
         num_frames = source.num_frames
-        first = next(source.frames([0]))
-        height, width = first.height, first.width
-        if quarter_turns(first) % 2:
-            height, width = width, height
+        height, width = upright_size(next(source.frames([0])))
         return VideoInfo(num_frames, source.fps, height, width, source.codec)

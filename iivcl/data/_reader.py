@@ -9,17 +9,17 @@ from typing import Protocol
 
 from av.video.frame import VideoFrame
 
-from ._container import DecodeError, StrPath, decode_errors, open_video
+from ._container import DecodeError, StrPath, decode_errors, name_of, open_video
 from ._folder import FrameFolder
 from ._index import FrameIndex, index_frames
 
-__all__ = ["Source", "open_source", "quarter_turns"]
+__all__ = ["Source", "open_source", "quarter_turns", "upright_size"]
 
 
 class Source(Protocol):
     """Frames numbered in the order in which they decode."""
 
-    path: str
+    name: str  # in messages
     codec: str
     fps: float  # nan where the source does not tell
 
@@ -40,23 +40,29 @@ class Source(Protocol):
 
 @contextmanager
 def open_source(
-    path: StrPath,
+    video: StrPath | bytes,
     *,
+    name: str | None = None,
     num_threads: int = 1,
     approximate: bool = False,
     num_frames: int | None = None,
 ) -> Iterator[Source]:
-    """Open a video file or a folder of frames; errors while it is open become `DecodeError`.
+    """Open a video or a folder of frames; errors while it is open become `DecodeError`.
 
     ``num_frames``, where it is known from an earlier opening, saves counting by decoding.
     """
-    with decode_errors(path):
+    name = name_of(video) if name is None else name
+    with decode_errors(name):
         source: Source
-        if os.path.isdir(path):
-            source = FrameFolder(path)
+        if not isinstance(video, bytes) and os.path.isdir(video):
+            source = FrameFolder(os.fspath(video))
         else:
             source = VideoReader(
-                path, num_threads=num_threads, approximate=approximate, num_frames=num_frames
+                video,
+                name,
+                num_threads=num_threads,
+                approximate=approximate,
+                num_frames=num_frames,
             )
         try:
             yield source
@@ -65,16 +71,23 @@ def open_source(
 
 
 class VideoReader:
-    """A `Source` that is a video file."""
+    """A `Source` that is a video file, or the content of one."""
 
     def __init__(
-        self, path: StrPath, *, num_threads: int, approximate: bool, num_frames: int | None
+        self,
+        video: StrPath | bytes,
+        name: str,
+        *,
+        num_threads: int,
+        approximate: bool,
+        num_frames: int | None,
     ) -> None:
-        self.path = os.fspath(path)
+        self.name = name
+        self._video = video
         self._num_threads = num_threads
         self._approximate = approximate
         self._container, self._stream = open_video(
-            path, num_threads=num_threads, approximate=approximate
+            video, name, num_threads=num_threads, approximate=approximate
         )
         self.codec = self._stream.codec.canonical_name
         rate = self._stream.average_rate or self._stream.guessed_rate
@@ -97,7 +110,7 @@ class VideoReader:
             else:  # nothing but decoding tells
                 self._counted = sum(1 for _ in self._decode_from_start())
             if self._counted == 0:
-                raise DecodeError(f"{self.path}: no frame can be decoded")
+                raise DecodeError(f"{self.name}: no frame can be decoded")
         return self._counted
 
     @property
@@ -164,18 +177,20 @@ class VideoReader:
                     return
         if self._index is None:
             self._check_inside(wanted, number + 1)
-        raise DecodeError(f"{self.path}: frame {target} cannot be decoded")
+        raise DecodeError(f"{self.name}: frame {target} cannot be decoded")
 
     def _decode_from_start(self) -> Iterator[tuple[int, VideoFrame]]:
         self._container.close()
-        self._container, self._stream = open_video(self.path, num_threads=self._num_threads)
+        self._container, self._stream = open_video(
+            self._video, self.name, num_threads=self._num_threads
+        )
         frames = self._container.decode(self._stream)
         return enumerate(frames) if self._index is None else _by_pts(frames, self._index)
 
     def _check_inside(self, wanted: Sequence[int], num_frames: int) -> None:
         if wanted[-1] >= num_frames:
             raise ValueError(
-                f"`indices` must be below {num_frames}, the number of frames of {self.path}; "
+                f"`indices` must be below {num_frames}, the number of frames of {self.name}; "
                 f"got {wanted[-1]}"
             )
 
@@ -183,6 +198,12 @@ class VideoReader:
 def quarter_turns(frame: VideoFrame) -> int:
     """Count the counter-clockwise quarter turns after which a frame is upright."""
     return round(frame.rotation / 90)
+
+
+def upright_size(frame: VideoFrame) -> tuple[int, int]:
+    """Give the height and width of a frame once it is turned upright."""
+    size = frame.height, frame.width
+    return size[::-1] if quarter_turns(frame) % 2 else size
 
 
 def _by_pts(frames: Iterator[VideoFrame], index: FrameIndex) -> Iterator[tuple[int, VideoFrame]]:

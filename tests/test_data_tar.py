@@ -1,0 +1,314 @@
+"""`TarClips`: shards in order, for any number of workers and ranks, and what is broken in them."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset
+from torch.utils.data import DataLoader
+from videos import read_barcodes, write_video
+
+from iivcl.data import DecodeError, Failure, TarClips, collate_clips
+from iivcl.data._shards import list_samples
+
+CLIP = {"num_frames": 4, "stride": 3, "short_side": 48}
+SHARD = 1 << 32  # from a sample of one shard to the same of the next
+
+
+def write_shard(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_video(tmp_path_factory.mktemp("video") / "a.mp4", 60).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def folder(video: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four shards of 3, 5, 4 and 4 samples."""
+    folder = tmp_path_factory.mktemp("shards")
+    for shard, size in enumerate((3, 5, 4, 4)):
+        files = [
+            (f"{shard}{i}.{x}", video if x == "mp4" else str(i).encode())
+            for i in range(size)
+            for x in ("cls", "mp4")
+        ]
+        write_shard(folder / f"{shard + 8}.tar", files)
+    return folder
+
+
+EVERYTHING = [(s, n) for s, size in enumerate((3, 5, 4, 4)) for n in range(size)]
+
+
+def read(dataset: TarClips, batch_size: int = 2, **loading: Any) -> list[tuple[int, int, str]]:
+    """Shard, number and clips of every sample, in the order in which a loader gives them."""
+    loader = DataLoader(dataset, batch_size, **loading)
+    return [
+        (*divmod(int(index), SHARD), str(read_barcodes(one).tolist()))
+        for clips, indices, *_ in loader
+        for one, index in zip(clips, indices, strict=True)
+    ]
+
+
+def test_an_epoch_is_every_sample_once_whatever_the_workers(folder: Path) -> None:
+    dataset = TarClips(folder, batch_size=2, seed=5, **CLIP)
+    assert len(dataset) == 16
+    first = read(dataset)
+    assert sorted((shard, number) for shard, number, _ in first) == EVERYTHING
+    assert len({clips for *_, clips in first}) > 8
+    for num_workers in (1, 2):
+        assert read(dataset, num_workers=num_workers) == first
+    dataset.set_epoch(1)
+    second = read(dataset)
+    assert sorted((shard, number) for shard, number, _ in second) == EVERYTHING
+    assert [s[:2] for s in second] != [s[:2] for s in first]
+    assert sorted(second) != sorted(first)  # other clips of the same videos
+    in_order = TarClips(folder, batch_size=2, shuffle_buffer=0, seed=5, **CLIP)
+    assert [(shard, number) for shard, number, _ in read(in_order, num_workers=2)] == EVERYTHING
+
+
+def test_epoch_reaches_running_workers(folder: Path) -> None:
+    dataset = TarClips(folder, batch_size=3, **CLIP)
+    epochs = []
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        epochs.append(read(dataset, 3))
+    loader = DataLoader(dataset, 3, num_workers=2, persistent_workers=True)
+    for epoch in (1, 0):
+        dataset.set_epoch(epoch)
+        indices = [int(i) for _, batch in loader for i in batch]
+        assert indices == [shard * SHARD + number for shard, number, _ in epochs[epoch]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_run_goes_on_at_the_sample_where_it_stopped(num_workers: int, folder: Path) -> None:
+    dataset = TarClips(folder, batch_size=2, **CLIP)
+    dataset.set_epoch(3)
+    whole = read(dataset)
+    for start in (0, 2, 6, 14, 16):
+        again = TarClips(folder, batch_size=2, **CLIP)
+        again.set_epoch(3, start=start)
+        assert read(again, num_workers=num_workers) == whole[start:]
+
+
+@pytest.mark.parametrize("shuffle_buffer", [0, 1, 3, 1000])
+def test_ranks_share_the_shards_and_give_as_much_each(shuffle_buffer: int, folder: Path) -> None:
+    for epoch in range(3):
+        ranks = [
+            TarClips(
+                folder,
+                batch_size=2,
+                shuffle_buffer=shuffle_buffer,
+                rank=rank,
+                world_size=2,
+                **CLIP,
+            )
+            for rank in range(2)
+        ]
+        for dataset in ranks:
+            dataset.set_epoch(epoch)
+        parts = [read(dataset) for dataset in ranks]
+        assert [len(part) for part in parts] == [8, 8]
+        shards = [Counter(shard for shard, *_ in part) for part in parts]
+        sizes = [sum((3, 5, 4, 4)[s] for s in counts) for counts in shards]
+        if sizes == [8, 8]:  # neither had to read on in shards of the other
+            assert not shards[0].keys() & shards[1].keys()
+            assert sorted(s[:2] for part in parts for s in part) == EVERYTHING
+
+
+def test_rank_that_runs_out_reads_on_with_other_clips(folder: Path) -> None:
+    dataset = TarClips(folder / "8.tar", batch_size=2, length=7, shuffle_buffer=0, **CLIP)
+    samples = read(dataset)
+    assert [number for _, number, _ in samples] == [0, 1, 2, 0, 1, 2, 0]
+    assert len({clips for _, number, clips in samples if number == 0}) == 3
+    assert read(dataset, num_workers=2) == samples
+
+
+def test_shuffled_order_stays_within_the_buffer(folder: Path) -> None:
+    dataset = TarClips(folder, batch_size=1, shuffle_buffer=3, **CLIP)
+    shuffled = [(shard, number) for shard, number, _ in read(dataset, 1)]
+    shards = dict.fromkeys(shard for shard, _ in shuffled)  # none is smaller than the buffer
+    order = [(shard, number) for shard in shards for number in range((3, 5, 4, 4)[shard])]
+    assert shuffled != order
+    assert all(order.index(sample) <= place + 2 for place, sample in enumerate(shuffled))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
+def test_layout_is_that_of_webdataset(video: bytes, tmp_path: Path) -> None:
+    pattern = str(tmp_path / "set-%03d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=3, verbose=0) as writer:
+        for i in range(5):
+            key = f"walk/{i:05d}"
+            writer.write({"__key__": key, "mp4": video, "json": {"i": i}, "seg.txt": "x"})
+    shards = sorted(map(str, tmp_path.glob("*.tar")))
+    dataset = TarClips(
+        shards,
+        batch_size=5,
+        shuffle_buffer=0,
+        describe=lambda files: (json.loads(files["json"])["i"], sorted(files)),
+        **CLIP,
+    )
+    ours = [(dataset.path(index), described) for _, index, described in dataset]
+    theirs = list(webdataset.WebDataset(shards, shardshuffle=False))
+    gc.collect()
+    assert ours == [
+        (
+            f"{sample['__url__']}/{sample['__key__']}.mp4",
+            (json.loads(sample["json"])["i"], ["json", "seg.txt"]),
+        )
+        for sample in theirs
+    ]
+    assert len(ours) == 5
+
+
+def test_members_that_are_no_samples_are_passed_over(video: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        folder = tarfile.TarInfo("clips")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name in ("clips/._a.mp4", "clips/a.MP4", "clips/a.txt", "b/a.part.2.webm", "b/a.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = len(video)
+            archive.addfile(info, io.BytesIO(video))
+    assert [(s.key, sorted(s.files), s.video) for s in list_samples(str(path))] == [
+        ("clips/a", ["mp4", "txt"], "mp4"),
+        ("b/a", ["part.2.webm", "txt"], "part.2.webm"),
+    ]
+
+
+@pytest.fixture
+def broken(video: bytes, tmp_path: Path) -> list[Path]:
+    """Two shards; of 4 and 3 entries, the ones numbered 1, 2 and 1, 2 are bad."""
+    first = write_shard(
+        tmp_path / "a.tar",
+        [("0.mp4", video), ("1.mp4", b"no video"), ("2.cls", b"7"), ("3.mp4", video)],
+    )
+    second = write_shard(tmp_path / "b.tar", [(f"{i}.mp4", video) for i in range(4)])
+    start, size = list_samples(str(second))[1].files["mp4"]
+    second.write_bytes(second.read_bytes()[: start + size // 2])
+    return [first, second]
+
+
+CAUSES = {
+    1: "a.tar/1.mp4: Invalid data found when processing input",
+    2: "a.tar/2: the sample holds no video",
+    SHARD + 1: "b.tar/1.mp4: the archive ends in the middle of it",
+    SHARD + 2: "b.tar: no sound tar archive: unexpected end of data",
+}
+
+
+def test_everything_broken_has_its_error(broken: list[Path], tmp_path: Path) -> None:
+    dataset = TarClips(
+        broken,
+        batch_size=1,
+        shuffle_buffer=0,
+        on_error="skip",
+        failure_log=tmp_path / "log",
+        **CLIP,
+    )
+    samples = list(dataset)
+    assert [None if s is None else divmod(s[1], SHARD) for s in samples] == [
+        *((0, 0), None, None, (0, 3)),
+        *((1, 0), None, None),
+    ]
+    assert {f.index: f for f in dataset.failures()} == {
+        index: Failure(0, index, f"{tmp_path}/{cause.split(': ')[0]}", f"{tmp_path}/{cause}")
+        for index, cause in CAUSES.items()
+    }
+    loader = DataLoader(dataset, batch_size=4, num_workers=1, collate_fn=collate_clips)
+    assert [len(indices) for _, indices in loader] == [2, 1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_raise_names_the_archive_and_the_file(num_workers: int, broken: list[Path]) -> None:
+    dataset = TarClips(broken, batch_size=1, shuffle_buffer=0, **CLIP)
+    with pytest.raises(DecodeError, match=re.escape(str(broken[0].parent / CAUSES[1]))):
+        list(DataLoader(dataset, num_workers=num_workers))
+
+
+def test_substitutes_come_next_in_the_order(broken: list[Path], video: bytes) -> None:
+    options = {"batch_size": 1, "on_error": "substitute"} | CLIP
+    dataset = TarClips(broken, shuffle_buffer=0, **options)
+    samples = read(dataset, 1)
+    # The last one's substitute is what would come after it: the first of the next turn.
+    assert [s[:2] for s in samples] == [(0, 0), (0, 3), (0, 3), (0, 3), (1, 0), (0, 0), (0, 0)]
+    assert samples[1] == samples[2] == samples[3]
+    assert samples[0] != samples[5] == samples[6]
+    assert read(dataset, 1, num_workers=2) == samples
+    dataset = TarClips(broken, **options)
+    assert len(read(dataset, 1)) == 7
+    bad = write_shard(broken[0].parent / "bad.tar", [(f"{i}.mp4", b"no video") for i in range(20)])
+    dataset = TarClips(bad, **options)
+    with pytest.raises(DecodeError, match="Invalid data found"):
+        list(dataset)
+    assert len(dataset.failures()) == 11
+
+
+def test_archives_that_are_none(tmp_path: Path, video: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(video)
+    with tarfile.open(tmp_path / "b.tar", "w:gz") as archive:
+        archive.add(tmp_path / "a.tar", "a.mp4")
+    (tmp_path / "c.tar").touch()
+    dataset = TarClips(tmp_path, batch_size=1, shuffle_buffer=0, on_error="skip", **CLIP)
+    assert list(dataset) == [None] * 3
+    causes = ["invalid header", "invalid header", "empty file"]
+    assert [f.cause for f in dataset.failures()] == [
+        f"{tmp_path}/{name}.tar: no sound tar archive: {cause}"
+        for name, cause in zip("abc", causes, strict=True)
+    ]
+    empty = write_shard(tmp_path / "d.tar", [])
+    with pytest.raises(DecodeError, match=r"^the shards of rank 0 hold no samples$"):
+        list(TarClips(empty, batch_size=1, length=3, **CLIP))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be at least 1; got 0"),
+        ({"shuffle_buffer": -1}, "`shuffle_buffer` must be at least 0; got -1"),
+        ({"length": 0}, "`length` must be at least 1; got 0"),
+        ({"rank": 2, "world_size": 2}, "`rank` must be in [0, `world_size`); got 2 and 2"),
+        ({"world_size": 5}, "`shards`: 5 ranks need at least as many shards; got 4"),
+        ({"stride": 0}, "`stride` must be above 0 and finite; got 0"),
+    ],
+)
+def test_arguments(arguments: dict, message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        TarClips(folder, **{"batch_size": 1} | CLIP | arguments)
+
+
+def test_shards_and_starts_that_do_not_exist(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^`shards`: no such file: x\.tar$"):
+        TarClips(["x.tar"], batch_size=1, **CLIP)
+    with pytest.raises(ValueError, match=r"^`start` must be in \[0, 16\]; got 17$"):
+        TarClips(folder, batch_size=1, **CLIP).set_epoch(0, start=17)
+    with pytest.raises(ValueError, match=r"^`shards`: 0 samples for 1 ranks$"):
+        TarClips(write_shard(folder.parent / "none.tar", []), batch_size=1, **CLIP)
+
+
+def test_nothing_of_a_video_is_written_to_disk(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = TarClips(folder, batch_size=1, failure_log=tmp_path / "log", **CLIP)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))  # whatever asked for a file would fail
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    clips, _ = next(iter(dataset))
+    assert clips.dtype == torch.uint8
+    assert not list(tmp_path.iterdir())
