@@ -25,8 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import _videos
 import av
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -36,7 +36,6 @@ RESULTS = Path(__file__).parent / "results"
 PREPARE = Path(__file__).parents[1] / "examples" / "prepare_videos.py"
 CLIP = {"num_frames": 8, "stride": 8, "clips_per_video": 2}
 SHORT_SIDE, GOP = 128, 8  # of the prepared files: the defaults of the script
-HEIGHT, WIDTH, FRAMES, FPS = 256, 340, 300, 30
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
     logging.getLogger("iivcl.data").setLevel(logging.ERROR)  # unreadable files are meant
 
     with tempfile.TemporaryDirectory() as folder:
-        originals = [generate(Path(folder) / f"{i}.mp4", seed=i) for i in range(args.videos)]
+        originals = [_videos.encode(Path(folder) / f"{i}.mp4", seed=i) for i in range(args.videos)]
         encode = runpy.run_path(str(PREPARE))["encode"]
         prepared = [path.with_suffix(".prepared.mp4") for path in originals]
         for source, target in zip(originals, prepared, strict=True):
@@ -66,8 +65,9 @@ def main() -> None:
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs",
         "versions": versions | {"python": platform.python_version()},
         "files": (
-            f"{args.videos} of {FRAMES}x{HEIGHT}x{WIDTH}, GOP 250, {megabytes['original']:.2f} MB "
-            f"each; prepared: short side {SHORT_SIDE}, GOP {GOP}, {megabytes['prepared']:.2f} MB"
+            f"{args.videos} of {_videos.FRAMES}x{_videos.HEIGHT}x{_videos.WIDTH}, GOP 250, "
+            f"{megabytes['original']:.2f} MB each; prepared: short side {SHORT_SIDE}, GOP {GOP}, "
+            f"{megabytes['prepared']:.2f} MB"
         ),
         "rounds": args.rounds,
         "milliseconds_per_video": {k: statistics.median(v) for k, v in milliseconds.items()},
@@ -119,42 +119,6 @@ def compare(
                 if turn >= 0:
                     times[name].append(1e3 * (time.process_time() - start))
     return times
-
-
-def generate(path: Path, seed: int) -> Path:
-    """Encode textures that pan and turn over each other, with the noise of a camera."""
-    rng = np.random.default_rng(seed)
-    textures = [smooth_noise(rng, 512, scale) for scale in (60, 25, 10)]  # (512, 512, 3)
-    speed = rng.uniform(-3, 3, (len(textures), 2))
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    with av.open(str(path), "w") as output:
-        options = {"crf": "23", "g": "250", "keyint_min": "250", "sc_threshold": "0"}
-        stream = output.add_stream("libx264", rate=FPS, options=options)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-        for t in range(FRAMES):
-            image = np.zeros((HEIGHT, WIDTH, 3))
-            for depth, texture in enumerate(textures):
-                y, x = speed[depth] * t
-                angle = 0.3 * np.sin(t / 40 + depth)
-                u = (np.cos(angle) * rows - np.sin(angle) * columns + y).astype(int) % 512
-                v = (np.sin(angle) * rows + np.cos(angle) * columns + x).astype(int) % 512
-                image += texture[u, v] / len(textures)
-            image = image * 255 + rng.normal(0, 2, image.shape)
-            frame = av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), "rgb24")
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
-    return path
-
-
-def smooth_noise(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
-    frequency = np.fft.fftfreq(size) * size
-    envelope = np.exp(-(frequency[:, None] ** 2 + frequency**2) / (2 * (size / scale) ** 2))
-    noise = np.fft.ifft2(
-        np.fft.fft2(rng.standard_normal((size, size, 3)), axes=(0, 1)) * envelope[..., None],
-        axes=(0, 1),
-    ).real
-    low, high = np.quantile(noise, [0.02, 0.98])
-    return ((noise - low) / (high - low)).clip(0, 1)
 
 
 def measure_memory(folder: Path, num_videos: int = 2000, epochs: int = 5) -> dict[str, object]:

@@ -72,9 +72,10 @@ class TarClips(Readings, IterableDataset[Any]):
         rank: Which of the ranks this is; by default that of the process group.
         world_size: Number of ranks; by default that of the process group.
 
-    Yields:
-        (clips, index), and with ``describe`` (clips, index, description). The index is an integer
-        that belongs to the sample, whatever the order, and serves as its id in a queue.
+    Returns:
+        Of iterating: (clips, index), and with ``describe`` (clips, index, description). The index
+        is an integer that belongs to the sample, whatever the order, and serves as its id in a
+        queue.
 
     Raises:
         FileNotFoundError: A shard does not exist.
