@@ -8,7 +8,7 @@ import torch
 
 from .._checks import check_choice
 from ._moco import Distribution
-from ._topk import _BLOCK, _CANDIDATE_BYTES, _TILE, _default_chunk_size
+from ._topk import _BLOCK, _CANDIDATE_BYTES, _TILE, _default_chunk_size, rows_held
 
 __all__ = ["Estimate", "estimate"]
 
@@ -112,20 +112,23 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
     # "meta" stands for an accelerator, which the machine that plans need not have.
     placed = torch.empty(queries, 0, device="cpu" if device == "cpu" else "meta")
     chunk = min(rows, _default_chunk_size(placed, placed))
-    tile = _TILE if device == "cpu" else chunk
+    held = rows_held(placed, chunk)
+    tile = min(held, _TILE) if device == "cpu" else held
     few = 8 * _BLOCK * k  # a chunk of fewer rows is searched without blocks
     candidates = k * _BLOCK
     converted = 0 if itemsize == _FLOAT else _FLOAT * dim  # per row that is not yet float32
 
     maxima = _FLOAT * queries * -(-chunk // _BLOCK)
-    similarities = _FLOAT * queries * (tile + _BLOCK)
-    # A tile, the comparisons of both halves of the ids, and one of them before its conversion.
-    first_pass = maxima + 4 * similarities + converted * tile
+    similarities = _FLOAT * queries * (held + _BLOCK)
+    # What is held; of a tile the comparisons of both halves of the ids, and one of them before its
+    # conversion.
+    first_pass = maxima + similarities + 3 * _FLOAT * queries * (tile + _BLOCK) + converted * tile
     without_blocks = (4 * _FLOAT * queries + converted) * min(chunk, few)
     # Beside the gathered rows, their numbers, values and masks.
     at_once = min(queries, max(1, _CANDIDATE_BYTES // (_FLOAT * dim * candidates)))
     gathered = at_once * candidates * (_FLOAT * dim + (dim * itemsize if converted else 0) + 20)
-    second_pass = 2 * maxima + similarities + gathered + 25 * queries * candidates
+    looked_up = _FLOAT * queries * candidates if held == chunk else gathered
+    second_pass = 2 * maxima + similarities + looked_up + 25 * queries * candidates
     rescoring = queries * k * (_FLOAT * dim + (dim * itemsize if converted else 0))
 
     results = 64 * queries * k

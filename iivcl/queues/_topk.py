@@ -2,8 +2,9 @@
 
 The k best rows of a chunk lie in its k best blocks, where a block is 16 neighbouring rows and its
 rank is that of its best row: were a block with one of the k best rows not among the k best blocks,
-k other blocks would each hold a better row. So one pass computes the similarities tile by tile,
-keeps nothing of a tile but its block maxima, and a second pass looks only into the k best blocks.
+k other blocks would each hold a better row. So one pass computes the similarities tile by tile with
+their block maxima, and a second pass looks only into the k best blocks. Of a large chunk on the CPU
+nothing is held but the maxima, for writing to memory costs more than computing a few rows again.
 """
 
 import torch
@@ -16,6 +17,7 @@ __all__ = ["exact_topk"]
 
 _BLOCK = 16  # rows that share one maximum
 _TILE = 2048  # bank rows whose similarities are held at once on the CPU: they stay in its cache
+_HELD_BYTES = 2**24  # similarities of a chunk that the CPU holds until the second pass
 _FAR = 1e30  # subtracted from the similarity of an excluded row; cosines lie in [-1, 1]
 _CANDIDATE_BYTES = 2**24  # rows of the best blocks gathered at once in the second pass
 
@@ -195,8 +197,14 @@ class _Columns:
             out.masked_fill_(~self.pair_mask[:, start:stop].T, -torch.inf)
         return out
 
-    def pairs(self, rows: Tensor, queries: slice) -> Tensor:
-        """Compute the similarities (b, R) of a few ``rows`` (b, R) of the bank per query."""
+    def pairs(self, rows: Tensor) -> Tensor:
+        """Compute the similarities (B, R) of a few ``rows`` (B, R) of the bank per query."""
+        batch, dim = self.query.shape
+        step = max(1, _CANDIDATE_BYTES // (4 * dim * rows.shape[1]))
+        parts = [slice(first, first + step) for first in range(0, batch, step)]
+        return torch.cat([self._pairs(rows[part], part) for part in parts])
+
+    def _pairs(self, rows: Tensor, queries: slice) -> Tensor:
         similarity = _inner_products(self.query[queries], self.bank, rows)
         if self.bias is not None:
             similarity += self.bias[rows].squeeze(2)
@@ -212,38 +220,38 @@ def _halves(ids: Tensor) -> Tensor:
     return ids.to(torch.int64).contiguous().view(torch.int32).view(-1, 2).T.contiguous()  # (2, M)
 
 
-def _tiles(columns: _Columns, start: int, stop: int) -> range:
-    return range(start, stop, _TILE if columns.query.device.type == "cpu" else stop - start)
-
-
 def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Tensor, Tensor]:
-    batch, dim = columns.query.shape
-    blocks = -(-(stop - start) // _BLOCK)
-    maxima = columns.query.new_empty(blocks, batch)
-    tiles = _tiles(columns, start, stop)
-    buffer = columns.query.new_empty(-(-tiles.step // _BLOCK) * _BLOCK, batch)
-    for tile in tiles:
-        rows = min(tile + tiles.step, stop) - tile
-        whole = -(-rows // _BLOCK) * _BLOCK
-        columns.tile(tile, tile + rows, buffer[:rows])
-        buffer[rows:whole] = -torch.inf  # the rest of the bank's last block
-        first = (tile - start) // _BLOCK
-        torch.amax(
-            buffer[:whole].view(-1, _BLOCK, batch),
-            dim=1,
-            out=maxima[first : first + whole // _BLOCK],
-        )
+    batch, rows = columns.query.shape[0], stop - start
+    maxima = columns.query.new_empty(-(-rows // _BLOCK), batch)
+    held = rows_held(columns.query, rows)
+    buffer = columns.query.new_empty(-(-held // _BLOCK) * _BLOCK, batch)
+    tile = min(held, _TILE) if columns.query.device.type == "cpu" else held
+    for first in range(0, rows, tile):
+        last = min(first + tile, rows)
+        place = first % held  # a whole number of tiles is held
+        part = buffer[place : place + -(-(last - first) // _BLOCK) * _BLOCK]
+        columns.tile(start + first, start + last, part[: last - first])
+        part[last - first :] = -torch.inf  # the rest of the bank's last block
+        blocks = slice(first // _BLOCK, -(-last // _BLOCK))
+        torch.amax(part.view(-1, _BLOCK, batch), dim=1, out=maxima[blocks])
     best = maxima.T.contiguous().topk(k, sorted=False).indices  # (B, k) blocks
     offsets = torch.arange(_BLOCK, device=best.device)
-    candidates = (best[:, :, None] * _BLOCK + offsets).flatten(1) + start  # (B, k * 16) rows
-    beyond = candidates >= stop
-    candidates.clamp_(max=stop - 1)
-    step = max(1, _CANDIDATE_BYTES // (4 * dim * candidates.shape[1]))
-    queries = [slice(first, first + step) for first in range(0, batch, step)]
-    similarity = torch.cat([columns.pairs(candidates[part], part) for part in queries])
-    similarity.masked_fill_(beyond, -torch.inf)
-    values, order = similarity.topk(k, sorted=False)
-    return values, candidates.gather(1, order)
+    candidates = (best[:, :, None] * _BLOCK + offsets).flatten(1)  # (B, k * 16) rows
+    beyond = candidates >= rows
+    candidates.clamp_(max=rows - 1)
+    if held == rows:
+        similarity = buffer.T.gather(1, candidates)
+    else:
+        similarity = columns.pairs(candidates + start)
+    values, order = similarity.masked_fill_(beyond, -torch.inf).topk(k, sorted=False)
+    return values, candidates.gather(1, order) + start
+
+
+def rows_held(query: Tensor, rows: int) -> int:
+    """Count the bank rows of a chunk whose similarities are held at once."""
+    if query.device.type != "cpu" or 4 * query.shape[0] * rows <= _HELD_BYTES:
+        return rows
+    return min(rows, _TILE)
 
 
 def _search_directly(columns: _Columns, start: int, stop: int, k: int) -> tuple[Tensor, Tensor]:
