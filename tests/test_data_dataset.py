@@ -230,6 +230,8 @@ def test_set_of_nothing_but_bad_files_ends(tmp_path: Path) -> None:
     assert [failure.index for failure in again.failures()] == [7]
 
 
+# PyTorch's handler of the signal raises wherever this process is, also in a finalizer.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_death_of_a_worker_names_what_it_was_reading(paths: list[Path], tmp_path: Path) -> None:
     deadly = write_video(tmp_path / "deadly.mp4", 59)
     dataset = VideoClips([*paths, deadly], sampling=die_of_59_frames, **CLIP)

@@ -20,7 +20,7 @@ from videos import (
     write_video,
 )
 
-from iivcl.data import _reader, probe, read_clips
+from iivcl.data import _index, _reader, probe, read_clips
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=10", "bf": "3"}
 REFRESH = {"x264-params": "intra-refresh=1:keyint=10", "bf": "0"}
@@ -62,6 +62,13 @@ FILES: dict[str, tuple[str, dict]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(params=["packets in memory", "packets sought"], autouse=True)
+def packets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read every file as a small one, and as one too large to stay in memory."""
+    if request.param == "packets sought":
+        monkeypatch.setattr(_index, "_KEPT_BYTES", 0)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 __all__ = ["FrameIndex", "Keyframe", "index_frames"]
@@ -23,6 +24,7 @@ _STORES_PTS = frozenset({"flv", "gif", "matroska", "mov", "mp4", "mpegts", "webm
 _AVI_CODECS = frozenset({"mjpeg", "mpeg4"})
 # Codecs whose decoder knows the frames that no other refers to, and leaves them out if told so.
 _MARKS_REFERENCES = frozenset({"h264", "mpeg2video", "mpeg4"})
+_KEPT_BYTES = 2**26  # of packets that stay in memory from the index to the decoder
 _SKIPPED_FRAME_BYTES = 32  # a frame to be repeated is a packet of 0 to some 10 bytes in AVIs
 
 
@@ -32,10 +34,12 @@ class Keyframe(NamedTuple):
     Attributes:
         number: Its place among the frames; that of the next one if it is itself not shown.
         seek_time: Where to seek, in the time base of the stream.
+        place: Its place among the packets.
     """
 
     number: int
     seek_time: int
+    place: int
 
 
 class FrameIndex(NamedTuple):
@@ -45,11 +49,13 @@ class FrameIndex(NamedTuple):
         number_of: From the presentation time of a frame to its number, ascending.
         keyframes: Where decoding can start, ascending; the first has number 0.
         marks_references: Whether frames that no other refers to can be left undecoded.
+        packets: All packets in the order of the file; none of a file that is large.
     """
 
     number_of: dict[int, int]
     keyframes: list[Keyframe]
     marks_references: bool
+    packets: list[Packet[VideoStream]]
 
     def keyframe_before(self, number: int) -> Keyframe:
         """Find the last keyframe that is not behind frame ``number``."""
@@ -74,11 +80,18 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
     where each packet is one frame, all pts are there, and they are what the encoder wrote.
     """
     formats = set(container.format.name.split(","))
-    packets = [
-        _Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.size)
-        for p in container.demux(stream)
-        if p.dts is not None or p.pts is not None or p.size  # not the one that ends the stream
-    ]
+    packets: list[_Packet] = []
+    kept: list[Packet[VideoStream]] = []
+    size = 0
+    for p in container.demux(stream):
+        if p.dts is None and p.pts is None and not p.size:
+            continue  # it ends the stream
+        packets.append(_Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.size))
+        size += p.size
+        if size <= _KEPT_BYTES:
+            kept.append(p)
+        else:
+            kept.clear()
     times = {packet.pts for packet in packets if packet.pts is not None}
     if not times or len(times) < len(packets) or not _packets_are_frames(formats, stream, packets):
         return None
@@ -89,16 +102,16 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
     shown = sorted(times - {packet.pts for packet in packets if packet.is_discard})
     by_dts = "mpegts" in formats  # MPEG-TS is searched by dts, the others by pts
     keyframes = [
-        Keyframe(bisect_left(shown, p.pts), p.dts if by_dts and p.dts is not None else p.pts)
-        for p in packets
+        Keyframe(bisect_left(shown, p.pts), p.dts if by_dts and p.dts is not None else p.pts, place)
+        for place, p in enumerate(packets)
         if p.is_keyframe and p.pts is not None
     ]
     number_of = {pts: number for number, pts in enumerate(shown)}
-    return FrameIndex(number_of, sorted(keyframes), _marks_references(stream))
+    return FrameIndex(number_of, sorted(keyframes), _marks_references(stream), kept)
 
 
 class _Packet(NamedTuple):
-    """What is kept of a packet: its data would fill the memory with the whole file."""
+    """What the index needs of a packet: its data may not fit in memory."""
 
     pts: int | None
     dts: int | None

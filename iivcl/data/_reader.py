@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from ._container import DecodeError, StrPath, decode_errors, name_of, open_video
 from ._folder import FrameFolder
-from ._index import FrameIndex, index_frames
+from ._index import FrameIndex, Keyframe, index_frames
 
 __all__ = ["Source", "open_source", "quarter_turns", "upright_size"]
 
@@ -132,8 +135,7 @@ class VideoReader:
         end = (self.num_frames, None)
         found = 0
         for keyframe, targets in index.runs(wanted):
-            self._container.seek(keyframe.seek_time, stream=self._stream)
-            decoded = _by_pts(self._decode_run(index, targets), index)
+            decoded = _by_pts(self._decode_run(index, keyframe, targets), index)
             number = -1
             frame: VideoFrame | None = None
             before: VideoFrame | None = None  # stands in for one that approximate reading skips
@@ -150,11 +152,20 @@ class VideoReader:
                 found += 1
         return found
 
-    def _decode_run(self, index: FrameIndex, targets: Sequence[int]) -> Iterator[VideoFrame]:
-        """Decode from here to the last target, without frames that no target can depend on."""
+    def _decode_run(
+        self, index: FrameIndex, keyframe: Keyframe, targets: Sequence[int]
+    ) -> Iterator[VideoFrame]:
+        """Decode from a keyframe to the last target, without frames that no target depends on."""
         codec = self._stream.codec_context
+        packets: Iterable[Packet[VideoStream]]
+        if index.packets:
+            codec.flush_buffers()
+            packets = itertools.islice(index.packets, keyframe.place, None)
+        else:
+            self._container.seek(keyframe.seek_time, stream=self._stream)
+            packets = self._container.demux(self._stream)
         unsent = set(targets)
-        for packet in self._container.demux(self._stream):
+        for packet in packets:
             number = -1 if packet.pts is None else index.number_of.get(packet.pts, -1)
             if index.marks_references and not self._approximate:
                 codec.skip_frame = "DEFAULT" if number in unsent else "NONREF"
