@@ -14,8 +14,6 @@ from torch import Tensor
 
 Kernel = Callable[[Tensor, "Tensor | float", int], object]
 
-_TINY = 1e-12  # keeps 0 / chroma at 0 where a pixel is gray
-
 
 def apply_(kernel: Kernel, video: Tensor, amount: Tensor | float) -> Tensor:
     """Run a kernel on ``video`` in place; uint8 goes through float32 and is rounded down."""
@@ -62,22 +60,43 @@ def gray_level(values: Tensor, white: int) -> Tensor:
 def hue_(values: Tensor, shift: Tensor | float, white: int) -> None:
     """Turn the hue by a share of the circle, keeping saturation and value of HSV.
 
-    With chroma = max - min and every channel scaled to (channel - min) / chroma, the hue in sixths
-    of the circle is ``1 - red + green + blue`` on the green side of red and its negative on the
-    blue side. Back from a hue h, each channel is a clipped triangle of h. So no case needs a mask:
-    on the CPU a comparison and a choice cost more than all the arithmetic.
+    A third of the circle moves every channel one place on: red, green, blue. What is left is at
+    most a sixth either way. Towards the channel ahead, a channel x then becomes ``highest -
+    clamp(abs(behind - point) + ahead - x, 0, chroma)`` with ``point = lowest + 6 * shift *
+    chroma``; this holds on every side of the colour wheel, so that no hue is ever computed, no
+    case needs a mask and nothing is divided by a chroma of 0. The other way, the channels ahead
+    and behind change places.
     """
     if values.shape[1] == 1:
         return
-    red, green, blue = values.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
-    lowest = torch.minimum(torch.minimum(red, green), blue)
-    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(lowest)
-    hue = (green + blue).sub_(red).sub_(lowest).div_(chroma.clamp(min=_TINY)).add_(1)
-    hue = hue.copysign_(green - blue).add_(6 * shift)
-    hue = hue.sub_((hue / 6).floor_(), alpha=6)  # [0, 6]
-    red.copy_((hue - 3).abs_().sub_(1))
-    green.copy_((hue - 2).abs_().neg_().add_(2))
-    blue.copy_((hue - 4).abs_().neg_().add_(2))
-    values.clamp_(0, 1).mul_(chroma).add_(lowest)
+    if isinstance(shift, Tensor):
+        own, ahead, behind, point = _neighbors_of_each(values, shift.flatten())
+    else:
+        own, ahead, behind, point = _neighbors(values, shift)
+    lowest, highest = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    torch.sub(behind, torch.lerp(lowest, highest, point), out=values).abs_().add_(ahead).sub_(own)
+    torch.sub(highest, values, out=values)
+    torch.clamp(values, lowest, highest, out=values)
     if white == 255:  # equal bins of [0, 256) once they are rounded down
         values.mul_((256 - 1e-3) / 255)
+
+
+def _neighbors(values: Tensor, shift: float) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Channels in place, those ahead and those behind, and the turn that is left in sixths."""
+    thirds = round(3 * shift)
+    left = 6 * shift - 2 * thirds
+    first = -thirds - (left < 0)
+    ring = torch.cat([values[:, i % 3].unsqueeze(1) for i in range(first, first + 5)], dim=1)
+    low, middle, high = ring[:, 0:3], ring[:, 1:4], ring[:, 2:5]
+    return (low, middle, high, left) if left >= 0 else (middle, low, high, -left)
+
+
+def _neighbors_of_each(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same for a shift (B,) that differs from clip to clip, without reading it."""
+    thirds = torch.round(3 * shift)
+    left = 6 * shift - 2 * thirds
+    step = torch.where(left < 0, -1, 1).unsqueeze(1)  # (B, 1)
+    own = torch.arange(3, device=values.device) - thirds.long().unsqueeze(1)  # (B, 3)
+    clips = torch.arange(len(values), device=values.device).unsqueeze(1)  # (B, 1)
+    own, ahead, behind = (values[clips, place % 3] for place in (own, own + step, own - step))
+    return own, ahead, behind, left.abs().to(values.dtype).view(-1, 1, 1, 1, 1)
