@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from iivcl.augment._color import ColorJitter, Normalize, RandomGrayscale, ToFloat
+from iivcl.augment._color import Normalize, RandomGrayscale, ToFloat
 from iivcl.augment._filters import GaussianBlur
 from iivcl.augment._geometry import (
     CenterCrop,
@@ -10,6 +10,7 @@ from iivcl.augment._geometry import (
     RandomResizedCrop,
     ResizeShortSide,
 )
+from iivcl.augment._jitter import ColorJitter
 from iivcl.augment._transform import Compose, RandomApply
 
 __all__ = ["cvrl", "evaluation", "moco_v2", "rho_moco"]

@@ -8,7 +8,14 @@ from typing import Any, Generic, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from iivcl.augment.functional._clip import Rows, check_video, select_clips, values_are_free
+from iivcl.augment._lazy import LazyClip
+from iivcl.augment.functional._clip import (
+    Rows,
+    check_mask,
+    check_video,
+    select_clips,
+    values_are_free,
+)
 
 __all__ = ["Compose", "RandomApply", "Transform"]
 
@@ -64,6 +71,10 @@ class Transform(nn.Module, Generic[Params]):
         check_video(video)
         return self.apply(video, self.make_params(video, generator))
 
+    def _apply_lazily(self, clip: LazyClip, params: Params) -> None:
+        """Apply the parameters of one clip, which may compute their effect later."""
+        clip.replace(self.apply(clip.result(), params))
+
 
 class Compose(Transform[tuple[Any, ...]]):
     """Apply transforms one after another.
@@ -106,23 +117,26 @@ class Compose(Transform[tuple[Any, ...]]):
         """Apply every transform with its parameters; see :meth:`Transform.apply`.
 
         On the CPU one clip goes through all transforms before the next, which keeps it in the
-        cache; elsewhere the whole batch goes through each of them.
+        cache, and what they do to its colours is computed in as few passes as give the same
+        result. Elsewhere the whole batch goes through each transform in turn.
         """
-        if len(video) < 2 or not values_are_free(video):
-            return self._apply_in_turn(video, params)
+        if len(video) == 0 or not values_are_free(video):
+            for transform, own in zip(self, params, strict=True):
+                video = transform.apply(video, own)
+            return video
         out = torch.empty(0)
         for i in range(len(video)):
             one = slice(i, i + 1)
-            clip = self._apply_in_turn(video[one], take_clips(params, one))
+            clip = LazyClip(video[one])
+            self._apply_lazily(clip, take_clips(params, one))
             if i == 0:
-                out = clip.new_empty(len(video), *clip.shape[1:])
-            out[one] = clip
+                out = torch.empty(len(video), *clip.shape[1:], dtype=clip.dtype)
+            clip.result(out[one])
         return out
 
-    def _apply_in_turn(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:
+    def _apply_lazily(self, clip: LazyClip, params: tuple[Any, ...]) -> None:
         for transform, own in zip(self, params, strict=True):
-            video = transform.apply(video, own)
-        return video
+            transform._apply_lazily(clip, own)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after all transforms."""
@@ -190,14 +204,17 @@ class RandomApply(Transform[RandomApplyParams]):
 
         def changed(clips: Tensor, rows: Rows) -> Tensor:
             out = self.transform.apply(clips, take_clips(params.inner, rows))
-            if out.shape != clips.shape or out.dtype != clips.dtype:
-                raise ValueError(
-                    f"`transform` must keep shape and dtype inside RandomApply; got "
-                    f"{tuple(out.shape)} {out.dtype} from {tuple(clips.shape)} {clips.dtype}"
-                )
+            _check_kept((clips.shape, clips.dtype), (out.shape, out.dtype))
             return out
 
         return select_clips("where", params.where, video, changed)
+
+    def _apply_lazily(self, clip: LazyClip, params: RandomApplyParams) -> None:
+        check_mask("where", params.where, 1)
+        if params.where.item():
+            before = clip.shape, clip.dtype
+            self.transform._apply_lazily(clip, params.inner)
+            _check_kept(before, (clip.shape, clip.dtype))
 
     def __repr__(self) -> str:
         return f"RandomApply({self.transform!r}, p={self.p})"
@@ -243,6 +260,16 @@ def check_range(
             f"`{name}` must be (low, high) with {low} <= low <= high <= {high}; got {bounds}"
         )
     return first, last
+
+
+def _check_kept(
+    before: tuple[torch.Size, torch.dtype], after: tuple[torch.Size, torch.dtype]
+) -> None:
+    if before != after:
+        raise ValueError(
+            f"`transform` must keep shape and dtype inside RandomApply; got {tuple(after[0])} "
+            f"{after[1]} from {tuple(before[0])} {before[1]}"
+        )
 
 
 def _check_transform(name: str, transform: object) -> None:
