@@ -120,6 +120,8 @@ class Compose(Transform[tuple[Any, ...]]):
         cache, and what they do to its colours is computed in as few passes as give the same
         result. Elsewhere the whole batch goes through each transform in turn.
         """
+        check_video(video)
+        _check_lengths(params, len(video))
         if len(video) == 0 or not values_are_free(video):
             for transform, own in zip(self, params, strict=True):
                 video = transform.apply(video, own)
@@ -241,6 +243,17 @@ def take_clips(params: Any, rows: Rows) -> Any:
         return params[rows]
     taken = [take_clips(value, rows) for value in params]
     return type(params)(*taken) if hasattr(params, "_fields") else tuple(taken)
+
+
+def _check_lengths(params: Any, num_clips: int) -> None:
+    if not isinstance(params, Tensor):
+        for value in params:
+            _check_lengths(value, num_clips)
+    elif len(params) != num_clips:
+        raise ValueError(
+            f"`params` must hold one entry for each of the {num_clips} clips of `video`; "
+            f"got {len(params)}"
+        )
 
 
 def check_probability(p: float) -> float:

@@ -203,7 +203,10 @@ def horizontal_flip(video: Tensor, flip: Tensor) -> Tensor:
 
 def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width of ``size``, or say what is wrong with it."""
-    height, width = (size, size) if isinstance(size, int) else size
+    pair = (size, size) if isinstance(size, int) else size
+    if not (isinstance(pair, tuple) and [type(side) for side in pair] == [int, int]):
+        raise TypeError(f"`size` must be an int or two of them, height and width; got {size!r}")
+    height, width = pair
     if min(height, width) < 1:
         raise ValueError(f"`size` must be at least 1 pixel; got {size}")
     return height, width
