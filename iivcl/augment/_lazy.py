@@ -116,9 +116,12 @@ class LazyClip:
         if self._mix:
             self._compute()
         values = self._values().expand(self.shape)
-        for i, (mean, std) in enumerate(zip(self._mean, self._std, strict=True)):
+        channels = list(zip(self._mean, self._std, strict=True))
+        alike = len(set(channels)) == 1
+        for i, (mean, std) in enumerate(channels[:1] if alike else channels):
+            span = slice(None) if alike else slice(i, i + 1)
             bias = torch.as_tensor((self._bias - mean) / std, dtype=values.dtype)
-            torch.add(bias, values[:, i], alpha=self._scale / std, out=out[:, i])
+            torch.add(bias, values[:, span], alpha=self._scale / std, out=out[:, span])
         return out
 
     def _values(self) -> Tensor:

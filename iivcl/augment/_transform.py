@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import torch
@@ -127,13 +127,12 @@ class Compose(Transform[tuple[Any, ...]]):
                 video = transform.apply(video, own)
             return video
         out = torch.empty(0)
-        for i in range(len(video)):
-            one = slice(i, i + 1)
-            clip = LazyClip(video[one])
-            self._apply_lazily(clip, take_clips(params, one))
+        for i, own in enumerate(_split_clips(params, len(video))):
+            clip = LazyClip(video[i : i + 1])
+            self._apply_lazily(clip, own)
             if i == 0:
                 out = torch.empty(len(video), *clip.shape[1:], dtype=clip.dtype)
-            clip.result(out[one])
+            clip.result(out[i : i + 1])
         return out
 
     def _apply_lazily(self, clip: LazyClip, params: tuple[Any, ...]) -> None:
@@ -241,8 +240,20 @@ def take_clips(params: Any, rows: Rows) -> Any:
     """Take the parameters of some clips out of nested tuples of (B, ...) tensors."""
     if isinstance(params, Tensor):
         return params[rows]
-    taken = [take_clips(value, rows) for value in params]
-    return type(params)(*taken) if hasattr(params, "_fields") else tuple(taken)
+    return _like(params, (take_clips(value, rows) for value in params))
+
+
+def _split_clips(params: Any, num_clips: int) -> Sequence[Any]:
+    """Split nested tuples of (B, ...) tensors into those of each clip, (1, ...)."""
+    if isinstance(params, Tensor):
+        return torch.split(params, 1)
+    of_values = [_split_clips(value, num_clips) for value in params]
+    of_clips = zip(*of_values, strict=True) if of_values else [()] * num_clips
+    return [_like(params, values) for values in of_clips]
+
+
+def _like(params: tuple[Any, ...], values: Iterable[Any]) -> tuple[Any, ...]:
+    return type(params)(*values) if hasattr(params, "_fields") else tuple(values)
 
 
 def _check_lengths(params: Any, num_clips: int) -> None:
