@@ -32,6 +32,7 @@ COLORS: list[Callable[[], Transform[Any]]] = [
     lambda: ColorJitter(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5),
     lambda: ColorJitter(brightness=(0.2, 0.9), contrast=(0.2, 0.9)),
     lambda: ColorJitter(saturation=(0.0, 0.0), hue=(-0.5, -0.4)),
+    lambda: ColorJitter(brightness=(1.5, 1.5), contrast=(0.0, 0.0)),
     lambda: RandomGrayscale(p=0.5),
     lambda: RandomSolarize(0.5, p=0.5),
     lambda: GaussianBlur(5, sigma=(0.1, 2.0)),
@@ -167,6 +168,26 @@ def test_params_of_other_clips_are_refused() -> None:
     message = "`params` must hold one entry for each of the 3 clips of `video`; got 6"
     with pytest.raises(ValueError, match=f"^{message}$"):
         preset.apply(video, params)
+
+
+def test_an_apply_of_a_subclass_counts_inside_compose_too() -> None:
+    class Black(ColorJitter):
+        def apply(self, video: Tensor, params: Any) -> Tensor:
+            return torch.zeros_like(video)
+
+    assert Compose(Black(brightness=0.5))(torch.rand(2, 3, 1, 4, 5)).max() == 0
+
+
+def test_gradients_flow_where_the_transforms_have_them() -> None:
+    pipeline = Compose(
+        RandomHorizontalFlip(),
+        RandomGrayscale(p=0.5),
+        GaussianBlur(3, sigma=(0.5, 2.0)),
+        Normalize(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)),
+    )
+    video = torch.rand(2, 3, 1, 4, 5, dtype=torch.float64, requires_grad=True)
+    params = pipeline.make_params(video)
+    assert torch.autograd.gradcheck(lambda clips: pipeline.apply(clips, params), video)
 
 
 BAD_INPUTS: list[tuple[Callable[[], object], str]] = [

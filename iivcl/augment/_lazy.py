@@ -154,8 +154,8 @@ class LazyClip:
             for i, weight in enumerate(weights[1:], start=1):
                 level.add_(values[:, i : i + 1], alpha=weight)
             bias = level.add_(bias)
-        if self._scale == 0 and isinstance(bias, Tensor):
-            self._video = bias
+        if self._mix and self._scale == 0:  # gray, for which one channel will do
+            self._video = torch.as_tensor(bias)
         else:
             bias = torch.as_tensor(bias, dtype=values.dtype)
             torch.add(bias, values, alpha=self._scale, out=values)
@@ -163,4 +163,4 @@ class LazyClip:
 
 
 def _gray_weights(values: Tensor) -> Sequence[float]:
-    return kernels.GRAY if values.shape[1] == 3 else (sum(kernels.GRAY),)
+    return kernels.GRAY if values.shape[1] == 3 else (_GRAY,)

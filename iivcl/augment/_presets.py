@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from iivcl.augment._color import Normalize, RandomGrayscale, ToFloat
+from iivcl.augment._compose import Compose, RandomApply
 from iivcl.augment._filters import GaussianBlur
 from iivcl.augment._geometry import (
     CenterCrop,
@@ -11,7 +12,6 @@ from iivcl.augment._geometry import (
     ResizeShortSide,
 )
 from iivcl.augment._jitter import ColorJitter
-from iivcl.augment._transform import Compose, RandomApply
 
 __all__ = ["cvrl", "evaluation", "moco_v2", "rho_moco"]
 

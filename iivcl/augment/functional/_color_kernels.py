@@ -80,8 +80,8 @@ def hue(values: Tensor, shift: Tensor | float, white: int) -> Tensor:
     lowest, highest = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     point = torch.lerp(lowest, highest, sixths)
     turned = torch.empty_like(values)
-    for i, out in enumerate(turned.unsqueeze(2).unbind(1)):  # (B, 1, T, H, W)
-        distance = (behind[i] - point).abs_()
+    for i in range(3):
+        out, distance = turned[:, i : i + 1], (behind[i] - point).abs_()  # (B, 1, T, H, W)
         out.copy_(own[i]).sub_(ahead[i]).sub_(distance).add_(highest).clamp_(lowest, highest)
     if white == 255:  # equal bins of [0, 256) once they are rounded down
         turned.mul_((256 - 1e-3) / 255)

@@ -45,7 +45,7 @@ def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     check_video(video)
     check_reach(kernel_size, video)
     sigma = per_clip("sigma", sigma, video, low=1e-6).flatten()
-    if values_are_free(sigma):
+    if values_are_free(sigma) and not video.requires_grad:
         out = torch.empty(video.shape, dtype=video.dtype)
         for clip, width_of_clip, blurred in zip(video, sigma, out, strict=True):
             blurred.copy_(blur_clip(clip, width_of_clip, kernel_size))
