@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from iivcl.augment import functional as F
+from iivcl.augment.functional import _separable
 
 BILINEAR = InterpolationMode.BILINEAR
 SHAPES = [(4, 3, 5, 24, 31), (2, 3, 1, 17, 19), (1, 3, 2, 16, 16)]
@@ -121,6 +122,16 @@ def test_crop_resize_equals_torchvision(dtype: torch.dtype, size: int | tuple[in
         return V.resized_crop(clip, *box, size=sizes, interpolation=BILINEAR, antialias=True)
 
     assert_equal_to(F.crop_resize(video, boxes, size), loop(video, resized_crop, boxes))
+
+
+def test_resizing_in_float16_stays_within_one_gray_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What uint8 clips go through on a GPU, run here."""
+    video = make_video((4, 3, 3, 64, 85), torch.uint8)
+    boxes = torch.tensor([[0, 0, 64, 85], [3, 5, 16, 9], [20, 30, 40, 50], [1, 2, 50, 50]])
+    expected = F.crop_resize(video, boxes, 40)
+    monkeypatch.setattr(_separable, "_dtype_of_products", lambda video: torch.float16)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_equal_to(F.crop_resize(video, boxes, 40), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

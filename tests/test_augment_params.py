@@ -145,6 +145,11 @@ BAD_ARGUMENTS: list[tuple[Callable[[], object], type[Exception], str]] = [
         "`size` must be an int or two of them, height and width; got 8.0",
     ),
     (
+        lambda: ToFloat(torch.uint8),
+        TypeError,
+        "`dtype` must be a floating-point dtype; got torch.uint8",
+    ),
+    (
         lambda: rho_moco(0),
         ValueError,
         "`size` must be at least 1 pixel; got 0",

@@ -119,6 +119,8 @@ class ToFloat(Transform[tuple[()]]):
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        if not dtype.is_floating_point:
+            raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
         self.dtype = dtype
 
     def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> tuple[()]:

@@ -135,6 +135,10 @@ def evaluation(size: int) -> Compose:
             ToFloat(torch.float32),
             Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
         )
+
+    Source:
+        One view as in the linear protocol of He et al., "Momentum Contrast" (arXiv 1911.05722) and
+        its released ``main_lincls.py``: short side 256, middle 224. Mean and std are rho-MoCo's.
     """
     return Compose(
         ResizeShortSide(round(size * 8 / 7)),

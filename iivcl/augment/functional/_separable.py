@@ -24,9 +24,7 @@ def apply_separable(video: Tensor, vertical: Tensor, horizontal: Tensor) -> Tens
     """
     b, c, t, height, width = video.shape
     out_height, out_width = vertical.shape[1], horizontal.shape[1]
-    dtype = torch.promote_types(video.dtype, torch.float32)
-    if video.dtype == torch.uint8 and video.device.type == "cuda":
-        dtype = torch.float16  # holds 0..255 exactly and runs on tensor cores, which sum in float32
+    dtype = _dtype_of_products(video)
     rows = video.to(dtype).reshape(b, c * t * height, width)
     rows = rows @ horizontal.to(dtype).mT  # (B, CTH, w)
     frames = rows.view(b, c * t, height, out_width)
@@ -34,6 +32,13 @@ def apply_separable(video: Tensor, vertical: Tensor, horizontal: Tensor) -> Tens
     if not video.is_floating_point():
         frames = frames.round().clamp(0, 255)
     return frames.to(video.dtype).view(b, c, t, out_height, out_width)
+
+
+def _dtype_of_products(video: Tensor) -> torch.dtype:
+    """float16 holds 0..255 exactly and runs on tensor cores, which sum in float32."""
+    if video.dtype == torch.uint8 and video.device.type == "cuda":
+        return torch.float16
+    return torch.promote_types(video.dtype, torch.float32)
 
 
 def apply_banded(video: Tensor, vertical: Tensor, horizontal: Tensor, radius: int) -> Tensor:
