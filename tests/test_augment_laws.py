@@ -201,6 +201,19 @@ def test_batched_form_equals_the_form_for_the_cpu(
 
 
 @EVERY
+@pytest.mark.parametrize("compiling", [False, True])
+def test_autocast_changes_nothing(
+    transform: Transform[Any], compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = make_video(6, 3, 2, 21, 25, dtype=torch.float32)
+    params = transform.make_params(video)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    expected = transform.apply(video, params)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(transform.apply(video, params), expected)
+
+
+@EVERY
 @DTYPES
 def test_no_value_is_read_on_an_accelerator(transform: Transform[Any], dtype: torch.dtype) -> None:
     """Tensors of the meta device have no values: whatever reads one there raises."""

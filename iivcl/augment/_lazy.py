@@ -67,8 +67,8 @@ class LazyClip:
         """Blend every frame with its mean gray level and clamp."""
         values = self._values()
         means = values.mean((3, 4)).squeeze(0)  # (C, T)
-        weights = means.new_tensor(_gray_weights(values))
-        level = (weights @ means).view(-1, 1, 1) * (self._scale + self._mix * _GRAY)
+        weights = means.new_tensor(_gray_weights(values)).unsqueeze(1)
+        level = (weights * means).sum(0).view(-1, 1, 1) * (self._scale + self._mix * _GRAY)
         self._blend(factor, constant=(1 - factor) * (level + _GRAY * self._bias))
 
     def saturation(self, factor: float) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from iivcl._precision import without_autocast
+
 # Outputs of one banded product: small for few products by zero, large for speed.
 _BLOCK, _CPU_BLOCK = 32, 16
 
@@ -26,9 +28,10 @@ def apply_separable(video: Tensor, vertical: Tensor, horizontal: Tensor) -> Tens
     out_height, out_width = vertical.shape[1], horizontal.shape[1]
     dtype = _dtype_of_products(video)
     rows = video.to(dtype).reshape(b, c * t * height, width)
-    rows = rows @ horizontal.to(dtype).mT  # (B, CTH, w)
-    frames = rows.view(b, c * t, height, out_width)
-    frames = vertical.to(dtype).unsqueeze(1) @ frames  # (B, CT, h, w)
+    with without_autocast(video):
+        rows = rows @ horizontal.to(dtype).mT  # (B, CTH, w)
+        frames = rows.view(b, c * t, height, out_width)
+        frames = vertical.to(dtype).unsqueeze(1) @ frames  # (B, CT, h, w)
     if not video.is_floating_point():
         frames = frames.round().clamp(0, 255)
     return frames.to(video.dtype).view(b, c, t, out_height, out_width)
@@ -60,11 +63,13 @@ def apply_banded(video: Tensor, vertical: Tensor, horizontal: Tensor, radius: in
     dtype = torch.promote_types(video.dtype, torch.float32)
     rows = video.to(dtype).reshape(b, c * t * height, width)
     across, down = horizontal.to(dtype).mT, vertical.to(dtype).unsqueeze(1)
-    spans = _blocks(width, radius, _BLOCK)
-    rows = torch.cat([rows[..., reach] @ across[:, reach, out] for out, reach in spans], dim=-1)
-    frames = rows.view(b, c * t, height, width)
-    spans = _blocks(height, radius, _BLOCK)
-    blurred = torch.cat([down[..., out, reach] @ frames[..., reach, :] for out, reach in spans], -2)
+    with without_autocast(video):
+        spans = _blocks(width, radius, _BLOCK)
+        rows = torch.cat([rows[..., reach] @ across[:, reach, out] for out, reach in spans], -1)
+        frames = rows.view(b, c * t, height, width)
+        spans = _blocks(height, radius, _BLOCK)
+        parts = [down[..., out, reach] @ frames[..., reach, :] for out, reach in spans]
+        blurred = torch.cat(parts, dim=-2)
     if not video.is_floating_point():
         blurred = blurred.round_()
     return blurred.to(video.dtype).view(video.shape)
