@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from iivcl.augment._lazy import LazyClip
+from iivcl.augment._lazy import LazyClip, Scratch
 from iivcl.augment._transform import (
     Transform,
     check_probability,
@@ -77,9 +77,9 @@ class Compose(Transform[tuple[Any, ...]]):
             for transform, own in zip(self, params, strict=True):
                 video = transform.apply(video, own)
             return video
-        out = torch.empty(0)
+        out, scratch = torch.empty(0), Scratch()
         for i, own in enumerate(_split_clips(params, len(video))):
-            clip = LazyClip(video[i : i + 1])
+            clip = LazyClip(video[i : i + 1], scratch)
             self._apply_lazily(clip, own)
             if i == 0:
                 out = torch.empty(len(video), *clip.shape[1:], dtype=clip.dtype)

@@ -9,6 +9,7 @@ commutes with the map, and so does hue as long as no channel mixes with another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,9 +19,30 @@ from iivcl.augment.functional import _color_kernels as kernels
 from iivcl.augment.functional._clip import per_clip
 from iivcl.augment.functional._filters import blur_clip, check_reach
 
-__all__ = ["LazyClip"]
+__all__ = ["LazyClip", "Scratch"]
 
 _GRAY = sum(kernels.GRAY)  # gray level of a pixel that is 1 in all channels: not quite 1
+
+
+class Scratch:
+    """Memory in which one clip after the other is computed.
+
+    On the CPU, fresh memory of the size of a clip costs more than the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Give the memory of this name, whatever it held."""
+        size = math.prod(shape)
+        if (
+            name not in self._held
+            or len(self._held[name]) < size
+            or self._held[name].dtype != dtype
+        ):
+            self._held[name] = torch.empty(size, dtype=dtype)
+        return self._held[name][:size].view(shape)
 
 
 class LazyClip:
@@ -28,9 +50,11 @@ class LazyClip:
 
     Args:
         video: (1, C, T, H, W) uint8 or floating; it is never written to.
+        scratch: What its colours are computed in.
     """
 
-    def __init__(self, video: Tensor) -> None:
+    def __init__(self, video: Tensor, scratch: Scratch) -> None:
+        self._scratch, self._turn = scratch, 0
         self.replace(video)
 
     def replace(self, video: Tensor) -> None:
@@ -79,7 +103,9 @@ class LazyClip:
         """Turn the hue by a share of the circle."""
         if self._mix:
             self._compute()
-        self._video = kernels.hue(self._values(), shift, 1)
+        values, spare = self._values(), self._spare()
+        planes = [self._take(f"plane {i}", values[:, :1].shape) for i in range(4)]
+        self._video = kernels.hue(values, shift, 1, out=spare, planes=planes)
 
     def gray(self) -> None:
         """Turn gray."""
@@ -92,7 +118,8 @@ class LazyClip:
         values = self._values()
         check_reach(kernel_size, values)
         sigma = per_clip("sigma", sigma, values, low=1e-6)
-        self._video = blur_clip(values[0], sigma, kernel_size).unsqueeze(0)
+        scratch = self._spare(), self._take(f"values {1 - self._turn}", values.shape)
+        self._video = blur_clip(values[0], sigma, kernel_size, scratch).unsqueeze(0)
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Compute ``(x - mean) / std`` per channel; any operation after it needs the result."""
@@ -127,13 +154,17 @@ class LazyClip:
     def _values(self) -> Tensor:
         """Numbers (1, C, T, H, W) that may be written to, C 3 or 1, as wide as float32."""
         if not self._is_own:
-            self._video = self._video.to(
-                torch.promote_types(self.dtype, torch.float32),
-                copy=True,
-                memory_format=torch.contiguous_format,
-            )
+            self._video = self._spare().copy_(self._video)
             self._is_own, self._is_result = True, False
         return self._video
+
+    def _spare(self) -> Tensor:
+        """Memory for values, other than that of the values so far, which it takes the turn of."""
+        self._turn = 1 - self._turn
+        return self._take(f"values {self._turn}", self._video.shape)
+
+    def _take(self, name: str, shape: torch.Size) -> Tensor:
+        return self._scratch.take(name, shape, torch.promote_types(self.dtype, torch.float32))
 
     def _blend(self, keep: float, *, gray: float = 0.0, constant: float | Tensor = 0.0) -> None:
         """Compute ``keep * v + gray * gray(v) + constant`` of the value ``v`` so far, and clamp."""
@@ -150,7 +181,8 @@ class LazyClip:
         values, bias = self._values(), self._bias
         if self._mix:
             weights = [self._mix * weight for weight in _gray_weights(values)]
-            level = values[:, :1] * weights[0]  # (1, 1, T, H, W)
+            level = self._take("level", values[:, :1].shape)  # (1, 1, T, H, W)
+            torch.mul(values[:, :1], weights[0], out=level)
             for i, weight in enumerate(weights[1:], start=1):
                 level.add_(values[:, i : i + 1], alpha=weight)
             bias = level.add_(bias)

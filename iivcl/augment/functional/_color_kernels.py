@@ -7,7 +7,7 @@ memory of the size of a clip costs more than the arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -61,7 +61,14 @@ def gray_level(values: Tensor, white: int) -> Tensor:
     return gray if white == 1 else gray.floor_()
 
 
-def hue(values: Tensor, shift: Tensor | float, white: int) -> Tensor:
+def hue(
+    values: Tensor,
+    shift: Tensor | float,
+    white: int,
+    *,
+    out: Tensor | None = None,
+    planes: Sequence[Tensor | None] = (None, None, None, None),
+) -> Tensor:
     """Turn the hue by a share of the circle, keeping saturation and value of HSV.
 
     A third of the circle moves every channel one place on: red, green, blue. What is left is at
@@ -70,6 +77,8 @@ def hue(values: Tensor, shift: Tensor | float, white: int) -> Tensor:
     of the way from lowest to highest. This holds on every side of the colour wheel, so that no
     hue is ever computed, no case needs a mask and nothing is divided by a chroma of 0. The other
     way, the channels ahead and behind change places.
+
+    The result goes to ``out``, and what it takes to ``planes`` (B, 1, T, H, W), or to fresh memory.
     """
     if values.shape[1] == 1:
         return values
@@ -77,12 +86,14 @@ def hue(values: Tensor, shift: Tensor | float, white: int) -> Tensor:
         own, ahead, behind, sixths = _neighbors_of_each(values, shift)
     else:
         own, ahead, behind, sixths = _neighbors(values, shift)
-    lowest, highest = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
-    point = torch.lerp(lowest, highest, sixths)
-    turned = torch.empty_like(values)
+    lowest = torch.amin(values, 1, keepdim=True, out=planes[0])
+    highest = torch.amax(values, 1, keepdim=True, out=planes[1])
+    point = torch.lerp(lowest, highest, sixths, out=planes[2])
+    turned = torch.empty_like(values) if out is None else out
     for i in range(3):
-        out, distance = turned[:, i : i + 1], (behind[i] - point).abs_()  # (B, 1, T, H, W)
-        out.copy_(own[i]).sub_(ahead[i]).sub_(distance).add_(highest).clamp_(lowest, highest)
+        distance = torch.sub(behind[i], point, out=planes[3]).abs_()
+        channel = turned[:, i : i + 1].copy_(own[i])
+        channel.sub_(ahead[i]).sub_(distance).add_(highest).clamp_(lowest, highest)
     if white == 255:  # equal bins of [0, 256) once they are rounded down
         turned.mul_((256 - 1e-3) / 255)
     return turned

@@ -56,16 +56,22 @@ def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     return apply_banded(video, vertical, horizontal, kernel_size // 2)
 
 
-def blur_clip(clip: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
+def blur_clip(
+    clip: Tensor,
+    sigma: Tensor,
+    kernel_size: int,
+    scratch: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Blur one clip (C, T, H, W) on the CPU, leaving out taps that are too small for float32.
 
-    Neither ``sigma``, a tensor of one number, nor ``kernel_size`` is checked.
+    Neither ``sigma``, a tensor of one number, nor ``kernel_size`` is checked. For ``scratch`` see
+    :func:`apply_banded_to_clip`.
     """
     radius = min(kernel_size // 2, math.ceil(_REACH * sigma.item()))
     size, (height, width) = 2 * radius + 1, clip.shape[-2:]
     vertical = gaussian_weights(sigma.view(1), size, height)[0]
     horizontal = vertical if width == height else gaussian_weights(sigma.view(1), size, width)[0]
-    return apply_banded_to_clip(clip, vertical, horizontal, radius)
+    return apply_banded_to_clip(clip, vertical, horizontal, radius, scratch)
 
 
 def check_kernel_size(kernel_size: int) -> None:

@@ -75,18 +75,33 @@ def apply_banded(video: Tensor, vertical: Tensor, horizontal: Tensor, radius: in
     return blurred.to(video.dtype).view(video.shape)
 
 
-def apply_banded_to_clip(clip: Tensor, vertical: Tensor, horizontal: Tensor, radius: int) -> Tensor:
+def apply_banded_to_clip(
+    clip: Tensor,
+    vertical: Tensor,
+    horizontal: Tensor,
+    radius: int,
+    scratch: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Compute what :func:`apply_banded` does for one clip (C, T, H, W), as the CPU likes it.
 
     With the rows of all frames side by side, both directions are few large products that write to
-    their places. The result is a view whose memory has that order.
+    their places. The result is a view of the first scratch, whose memory has that order.
+
+    Args:
+        clip: (C, T, H, W).
+        vertical: (H, H) weights, zero where ``abs(i - j) > radius``.
+        horizontal: (W, W) weights, likewise.
+        radius: Half-width of the band.
+        scratch: Two tensors of the size of ``clip``, as wide as float32, to compute in. ``clip``
+            may be the second, and is lost then. By default fresh memory.
     """
     c, t, height, width = clip.shape
     dtype = torch.promote_types(clip.dtype, torch.float32)
     vertical, horizontal = vertical.to(dtype), horizontal.to(dtype)
-    rows = torch.empty(height, c * t, width, dtype=dtype)
-    rows.copy_(clip.reshape(c * t, height, width).transpose(0, 1))
-    source, mixed = rows.view(height, -1), rows.new_empty(height, c * t * width)
+    if scratch is None:
+        scratch = torch.empty(clip.shape, dtype=dtype), torch.empty(clip.shape, dtype=dtype)
+    source, mixed = (memory.view(height, c * t * width) for memory in scratch)
+    source.view(height, c, t, width).copy_(clip.permute(2, 0, 1, 3))
     for out, reach in _blocks(height, radius, _CPU_BLOCK):
         torch.mm(vertical[out, reach], source[reach], out=mixed[out])
     source, mixed = mixed.view(-1, width), source.view(-1, width)
