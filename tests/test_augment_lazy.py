@@ -90,6 +90,18 @@ def test_any_pipeline_equals_its_transforms_one_by_one(
     assert torch.equal(video, before)
 
 
+def test_operations_after_gray_equal_their_transforms() -> None:
+    blur = GaussianBlur(5, sigma=(1.0, 2.0))
+    jitter = ColorJitter(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5)
+    for steps in ((blur, jitter, blur, blur), (jitter, jitter), (blur, jitter, jitter, blur)):
+        pipeline = Compose(ToFloat(), RandomGrayscale(p=1.0), *steps)
+        for _ in range(10):
+            video = make_video(torch.uint8, 2)
+            params = pipeline.make_params(video)
+            expected = one_by_one(pipeline, video, params)
+            torch.testing.assert_close(pipeline.apply(video, params), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_only_the_result_is_rounded_to_the_dtype_wanted(dtype: torch.dtype) -> None:
     preset = augment.moco_v2(12)

@@ -91,8 +91,10 @@ class LazyClip:
         """Blend every frame with its mean gray level and clamp."""
         values = self._values()
         means = values.mean((3, 4)).squeeze(0)  # (C, T)
-        weights = means.new_tensor(_gray_weights(values)).unsqueeze(1)
-        level = (weights * means).sum(0).view(-1, 1, 1) * (self._scale + self._mix * _GRAY)
+        weights = kernels.GRAY if len(means) == 3 else [_GRAY]
+        level = (means.new_tensor(weights).unsqueeze(1) * means).sum(0).view(-1, 1, 1) * (
+            self._scale + self._mix * _GRAY
+        )
         self._blend(factor, constant=(1 - factor) * (level + _GRAY * self._bias))
 
     def saturation(self, factor: float) -> None:
@@ -103,7 +105,10 @@ class LazyClip:
         """Turn the hue by a share of the circle."""
         if self._mix:
             self._compute()
-        values, spare = self._values(), self._spare()
+        values = self._values()
+        if values.shape[1] == 1:
+            return
+        spare = self._spare()
         planes = [self._take(f"plane {i}", values[:, :1].shape) for i in range(4)]
         self._video = kernels.hue(values, shift, 1, out=spare, planes=planes)
 
@@ -179,12 +184,14 @@ class LazyClip:
     def _compute(self) -> None:
         """Do what is left to be done, but for normalization."""
         values, bias = self._values(), self._bias
+        if values.shape[1] == 1:
+            self._scale, self._mix = self._scale + _GRAY * self._mix, 0.0
         if self._mix:
-            weights = [self._mix * weight for weight in _gray_weights(values)]
             level = self._take("level", values[:, :1].shape)  # (1, 1, T, H, W)
-            torch.mul(values[:, :1], weights[0], out=level)
-            for i, weight in enumerate(weights[1:], start=1):
-                level.add_(values[:, i : i + 1], alpha=weight)
+            red, green, blue = values.unsqueeze(2).unbind(1)
+            torch.mul(red, self._mix * kernels.GRAY[0], out=level)
+            level.add_(green, alpha=self._mix * kernels.GRAY[1])
+            level.add_(blue, alpha=self._mix * kernels.GRAY[2])
             bias = level.add_(bias)
         if self._mix and self._scale == 0:  # gray, for which one channel will do
             self._video = torch.as_tensor(bias)
@@ -192,7 +199,3 @@ class LazyClip:
             bias = torch.as_tensor(bias, dtype=values.dtype)
             torch.add(bias, values, alpha=self._scale, out=values)
         self._scale, self._mix, self._bias = 1.0, 0.0, 0.0
-
-
-def _gray_weights(values: Tensor) -> Sequence[float]:
-    return kernels.GRAY if values.shape[1] == 3 else (_GRAY,)
