@@ -1,79 +1,91 @@
 """Time of the rho-MoCo augmentation against torchvision v2, kornia and a plain memory copy.
 
     python benchmarks/augment.py                     # CPU, two threads
-    python benchmarks/augment.py --device cuda --compile
+    python benchmarks/augment.py --threads 1         # CPU time: for a busy machine
+    python benchmarks/augment.py --device cuda       # and the compiled preset
 
 Every contender turns the same uint8 clips (B, 3, T, H, W) into normalised float32 clips of the
-training size, with parameters drawn per clip. They take turns; each draw is timed several times
-and its fastest run counts, so that a busy machine delays all of them alike. The results go to
+training size, with parameters drawn per clip and for 64 clips in all, since the cost of a clip
+depends on its draw. They take turns; fastest and median of the rounds are kept, and ratios are
+given for both, since another program only ever adds time. The results go to
 ``benchmarks/results/augment.<device>.json`` and ``.md``.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
 import os
-import platform
-import shlex
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision.transforms.v2 as V
+from _measure import (
+    arguments,
+    both,
+    environment,
+    number,
+    publish,
+    ratios,
+    summary,
+    table,
+    take_turns,
+    target_rows,
+)
 from torch import Tensor
 
 from iivcl import augment
 
-RESULTS = Path(__file__).parent / "results"
-FRAMES = 8
+FRAMES, DRAWS = 8, 64
 SHAPES = ((128, 170, 112), (256, 340, 224))  # height, width, training size
+QUICK = ((32, 42, 28),)
 SCALE, JITTER, SIGMA = (0.2, 0.766), (0.6, 0.6, 0.6, 0.15), (0.1, 2.0)
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
-COPY, OURS, COMPILED = "memory copy", "iivcl", "iivcl, compiled"
-CROP, COLOR = "iivcl, crop and flip", "iivcl, colours"
+COPY, OURS, STEPS, COMPILED = "memory copy", "iivcl", "iivcl, one by one", "iivcl, compiled"
+CROP, COLOR = "iivcl, crop and flip on the CPU", "iivcl, colours"
 TV_UINT8, TV_FLOAT = "torchvision v2, uint8 colours", "torchvision v2, float colours"
 KORNIA = "kornia VideoSequential"
+LIMITS = {
+    "cpu": {"torchvision v2": 0.35, "kornia": 0.15},
+    "cuda": {"torchvision v2": 0.10, "kornia": 0.20, COPY: 6.0},
+}
 
 Contender = Callable[[int], Tensor]  # from a seed to a batch
 
 
-def make_clips(batch: int, height: int, width: int, device: str) -> Tensor:
+def make_clips(batch: int, height: int, width: int) -> Tensor:
     """Smooth random clips: hardly a pixel is gray, black or white."""
     coarse = torch.rand(batch * 3, FRAMES, height // 16, width // 16)
     fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
-    return (fine * 255).byte().view(batch, 3, FRAMES, height, width).to(device)
+    return (fine * 255).byte().view(batch, 3, FRAMES, height, width)
 
 
-def contenders(clips: Tensor, size: int, *, compiled: bool) -> dict[str, Contender]:
-    preset = augment.rho_moco(size)
+def contenders(batch: int, height: int, width: int, size: int, device: str) -> dict[str, Contender]:
+    torch.manual_seed(0)
+    on_host = make_clips(batch, height, width)
+    clips, preset = on_host.to(device), augment.rho_moco(size)
     frames_first = clips.transpose(1, 2).contiguous()  # (B, T, C, H, W), as torchvision wants it
     cropped, out = preset[:2](clips), preset(clips)
 
-    def generator(seed: int) -> torch.Generator:
-        return torch.Generator(clips.device).manual_seed(seed)
-
-    def torchvision_looped(pipeline: V.Compose) -> Contender:
-        def run(seed: int) -> Tensor:
-            torch.manual_seed(seed)
-            return torch.stack([pipeline(clip) for clip in frames_first])
-
-        return run
+    def one_by_one(seed: int) -> Tensor:
+        video = clips
+        for transform, own in zip(
+            preset, preset.make_params(clips, seeded(seed, device)), strict=True
+        ):
+            video = transform.apply(video, own)
+        return video
 
     runs: dict[str, Contender] = {
         COPY: lambda seed: (clips.clone(), out.clone())[1],
-        OURS: lambda seed: preset(clips, generator=generator(seed)),
-        CROP: lambda seed: preset[:2](clips, generator=generator(seed)),
-        COLOR: lambda seed: preset[2:](cropped, generator=generator(seed)),
-        TV_UINT8: torchvision_looped(torchvision_pipeline(size, float_colors=False)),
-        TV_FLOAT: torchvision_looped(torchvision_pipeline(size, float_colors=True)),
+        OURS: lambda seed: preset(clips, generator=seeded(seed, device)),
+        STEPS: one_by_one,
+        CROP: lambda seed: preset[:2](on_host, generator=seeded(seed, "cpu")),
+        COLOR: lambda seed: preset[2:](cropped, generator=seeded(seed, device)),
+        TV_UINT8: torchvision_looped(frames_first, size, float_colors=False),
+        TV_FLOAT: torchvision_looped(frames_first, size, float_colors=True),
     }
-    if compiled:
-        apply = torch.compile(preset.apply)
-        runs[COMPILED] = lambda seed: apply(clips, preset.make_params(clips, generator(seed)))
+    if device == "cuda":
+        apply = torch.compile(preset.apply, fullgraph=True)
+        runs[COMPILED] = lambda seed: apply(clips, preset.make_params(clips, seeded(seed, device)))
     sequence = kornia_pipeline(size)
     if sequence is not None:
 
@@ -85,7 +97,11 @@ def contenders(clips: Tensor, size: int, *, compiled: bool) -> dict[str, Contend
     return runs
 
 
-def torchvision_pipeline(size: int, *, float_colors: bool) -> V.Compose:
+def seeded(seed: int, device: str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def torchvision_looped(frames_first: Tensor, size: int, *, float_colors: bool) -> Contender:
     crop = [V.RandomResizedCrop(size, scale=SCALE, antialias=True), V.RandomHorizontalFlip()]
     colors = [
         V.RandomApply([V.ColorJitter(*JITTER)], p=0.8),
@@ -94,7 +110,13 @@ def torchvision_pipeline(size: int, *, float_colors: bool) -> V.Compose:
     ]
     to_float, normalize = V.ToDtype(torch.float32, scale=True), V.Normalize(MEAN, STD)
     middle = [to_float, *colors] if float_colors else [*colors, to_float]
-    return V.Compose([*crop, *middle, normalize])
+    pipeline = V.Compose([*crop, *middle, normalize])
+
+    def run(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return torch.stack([pipeline(clip) for clip in frames_first]).transpose(1, 2)
+
+    return run
 
 
 def kornia_pipeline(size: int) -> Callable[[Tensor], Tensor] | None:
@@ -118,106 +140,91 @@ def kernel_size(size: int) -> int:
     return 2 * (size // 20) + 1
 
 
-def measure(runs: dict[str, Contender], seeds: int, rounds: int, device: str) -> dict[str, float]:
-    """Milliseconds per batch: the fastest of the rounds for each seed, averaged over the seeds."""
-    fastest = {name: [float("inf")] * seeds for name in runs}
-    for round_ in range(rounds + 1):  # the first warms up
-        for name, run in runs.items():
-            for seed in range(seeds):
-                start = time.perf_counter()
-                run(seed)
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                seconds = time.perf_counter() - start
-                if round_:
-                    fastest[name][seed] = min(fastest[name][seed], seconds)
-    return {name: 1e3 * sum(times) / seeds for name, times in fastest.items()}
+def measure(batch: int, shape: tuple[int, int, int], device: str, seconds: float) -> dict[str, Any]:
+    height, width, size = shape
+    runs = contenders(batch, height, width, size, device)
+    for name, run in runs.items():
+        got = run(0)
+        if got.shape != (batch, 3, FRAMES, size, size) or (got.dtype == torch.uint8) != (
+            name == CROP
+        ):
+            raise RuntimeError(f"{name} gave {tuple(got.shape)} {got.dtype}")
+    batches = max(1, DRAWS // batch)
 
+    def all_draws(run: Contender) -> Callable[[], object]:
+        return lambda: [run(seed) for seed in range(batches)] and None
 
-def with_ratios(times: dict[str, float]) -> dict[str, float | None]:
-    ours = times.get(COMPILED, times[OURS])
-    references = {
-        "torchvision v2": min(times[TV_UINT8], times[TV_FLOAT]),
-        "kornia": times.get(KORNIA),
-        "memory copy": times[COPY],
+    times = take_turns(
+        {name: all_draws(run) for name, run in runs.items()}, device=device, seconds=seconds
+    )
+    times = {name: [ms / batches for ms in taken] for name, taken in times.items()}
+    ours = COMPILED if COMPILED in times else OURS
+    torchvision = min(TV_UINT8, TV_FLOAT, key=lambda name: min(times[name]))
+    others = {"torchvision v2": torchvision, "kornia": KORNIA, COPY: COPY, "one by one": STEPS}
+    return {
+        "clips": f"{batch} of {FRAMES}x{height}x{width} to {size}",
+        "milliseconds": summary(times),
+        "ratios": {name: ratios(times, ours, other) for name, other in others.items()},
     }
-    return {name: ours / other if other else None for name, other in references.items()}
 
 
-def machine(device: str) -> dict[str, str | int]:
-    """What the numbers depend on; a load above one per core says that the machine was shared."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next(
-            (line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line),
-            cpu,
-        )
-    versions = {}
-    for package in ("torch", "torchvision", "kornia"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
-    busy = {"load average": f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"}
-    return {"cpu": cpu, "threads": torch.get_num_threads(), **gpu, **versions, **busy}
-
-
-def to_markdown(report: dict) -> str:
-    lines = [
-        "# rho-MoCo augmentation, uint8 clips in, normalised float32 clips out",
-        "",
-        f"`{report['command']}`",
-        "",
-        ", ".join(f"{key} {value}" for key, value in report["machine"].items()),
-        "",
-        "Milliseconds per batch. Ratios are time of iivcl over time of the other, torchvision "
-        "being the faster of its two forms.",
-        "",
+def find_targets(rows: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "target": f"{kind} time / {other}, {row['clips']}",
+            "limit": limit,
+            "measured": row["ratios"][other][kind],
+        }
+        for row in rows
+        for other, limit in LIMITS[device].items()
+        if row["ratios"][other] is not None
+        for kind in ("fastest", "median")
     ]
-    names = list(report["results"][0]["milliseconds"])
-    ratios = list(report["results"][0]["ratios"])
-    header = ["clips", *names, *(f"iivcl / {name}" for name in ratios)]
-    lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for row in report["results"]:
-        cells = [row["clips"], *(f"{row['milliseconds'][name]:.1f}" for name in names)]
-        cells += ["-" if r is None else f"**{r:.2f}**" for r in row["ratios"].values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    names = list(report["rows"][0]["milliseconds"])
+    others = list(report["rows"][0]["ratios"])
+    times = [
+        [row["clips"], *(number(row["milliseconds"][name]["fastest"]) for name in names)]
+        for row in report["rows"]
+    ]
+    compared = [
+        [row["clips"], *(both(row["ratios"][other]) for other in others)] for row in report["rows"]
+    ]
+    return "\n".join(
+        [
+            "# rho-MoCo augmentation, uint8 clips in, normalised float32 clips out\n",
+            table(["target", "at most", "measured", ""], target_rows(report["targets"])),
+            "## Time\n",
+            "Milliseconds per batch, fastest round. Crop and flip is what runs in a worker of the "
+            "loader when the preset is split, colours what runs on the batch. One by one is the "
+            "readable composition that the preset must equal.\n",
+            table(["clips", *names], times),
+            "## Ratios\n",
+            "Time of iivcl, compiled where that was measured, over time of the other: of the "
+            "fastest rounds / median over the rounds. Of torchvision the faster form counts.\n",
+            table(["clips", *others], compared),
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 64], help="clips per batch")
-    parser.add_argument("--draws", type=int, default=64, help="clips drawn in all, per row")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile the preset")
-    args = parser.parse_args()
-
-    torch.set_num_threads(args.threads)
-    results = []
-    for batch in args.batches:
-        for height, width, size in SHAPES:
-            torch.manual_seed(0)
-            clips = make_clips(batch, height, width, args.device)
-            runs = contenders(clips, size, compiled=args.compile)
-            times = measure(runs, max(1, args.draws // batch), args.rounds, args.device)
-            name = f"{batch} of {FRAMES}x{height}x{width} to {size}"
-            results.append({"clips": name, "milliseconds": times, "ratios": with_ratios(times)})
-            print(name, {key: round(value, 1) for key, value in times.items()}, flush=True)
+    args = arguments(__doc__, batches=(8, 64))
+    load = [os.getloadavg()[0]]
+    rows = []
+    for batch in (2,) if args.quick else args.batches:
+        for shape in QUICK if args.quick else SHAPES:
+            rows.append(measure(batch, shape, args.device, args.seconds))
+            fastest = {name: t["fastest"] for name, t in rows[-1]["milliseconds"].items()}
+            print(rows[-1]["clips"], {n: round(ms, 1) for n, ms in fastest.items()}, flush=True)
     report = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(args.device),
-        "results": results,
+        "environment": environment(args.device, ("torchvision", "kornia")),
+        "load": [*load, os.getloadavg()[0]],
+        "targets": find_targets(rows, args.device),
+        "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"augment.{args.device}"
-    path.with_suffix(f".{args.device}.json").write_text(json.dumps(report, indent=2) + "\n")
-    path.with_suffix(f".{args.device}.md").write_text(to_markdown(report))
-    print(to_markdown(report))
+    publish("augment", args, report, to_markdown(report))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import re
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from iivcl.augment import functional as F
+from iivcl.augment.functional import _separable
 
 BILINEAR = InterpolationMode.BILINEAR
 SHAPES = [(4, 3, 5, 24, 31), (2, 3, 1, 17, 19), (1, 3, 2, 16, 16)]
@@ -59,6 +61,23 @@ def test_color_equals_torchvision(name: str, shape: tuple[int, ...], dtype: torc
     video = make_video(shape, dtype)
     amount = torch.linspace(low, high, shape[0] + 2)[1:-1]
     assert_equal_to(ours(video, amount), loop(video, theirs, amount))
+
+
+@pytest.mark.parametrize("compiling", [False, True])  # clip by clip, and all clips at once
+def test_hue_is_that_of_colorsys(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every side of the colour wheel, at its corners and beyond, for every kind of shift."""
+    shifts = torch.tensor([-3, -2, -1, 0, 1, 2, 3], dtype=torch.float64) / 6  # to a corner
+    shifts = torch.cat([shifts, shifts[:-1] + 1 / 24, shifts[1:] - 1 / 24])
+    levels = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0], dtype=torch.float64)
+    colors = torch.cartesian_prod(levels, levels, levels)  # (N, 3), ties included
+    video = colors.T.reshape(1, 3, 1, 1, -1).expand(len(shifts), -1, -1, -1, -1)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    turned = F.adjust_hue(video, shifts)
+    for shift, clip in zip(shifts.tolist(), turned, strict=True):
+        for color, result in zip(colors.tolist(), clip.view(3, -1).T.tolist(), strict=True):
+            hue, saturation, value = colorsys.rgb_to_hsv(*color)
+            expected = colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value)
+            assert result == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -121,6 +140,16 @@ def test_crop_resize_equals_torchvision(dtype: torch.dtype, size: int | tuple[in
         return V.resized_crop(clip, *box, size=sizes, interpolation=BILINEAR, antialias=True)
 
     assert_equal_to(F.crop_resize(video, boxes, size), loop(video, resized_crop, boxes))
+
+
+def test_resizing_in_float16_stays_within_one_gray_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What uint8 clips go through on a GPU, run here."""
+    video = make_video((4, 3, 3, 64, 85), torch.uint8)
+    boxes = torch.tensor([[0, 0, 64, 85], [3, 5, 16, 9], [20, 30, 40, 50], [1, 2, 50, 50]])
+    expected = F.crop_resize(video, boxes, 40)
+    monkeypatch.setattr(_separable, "_dtype_of_products", lambda video: torch.float16)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert_equal_to(F.crop_resize(video, boxes, 40), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

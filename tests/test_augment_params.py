@@ -140,6 +140,21 @@ BAD_ARGUMENTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: RandomResizedCrop((8, 0)), ValueError, "`size` must be at least 1 pixel; got (8, 0)"),
     (
+        lambda: RandomResizedCrop(8.0),
+        TypeError,
+        "`size` must be an int or two of them, height and width; got 8.0",
+    ),
+    (
+        lambda: ToFloat(torch.uint8),
+        TypeError,
+        "`dtype` must be a floating-point dtype; got torch.uint8",
+    ),
+    (
+        lambda: rho_moco(0),
+        ValueError,
+        "`size` must be at least 1 pixel; got 0",
+    ),
+    (
         lambda: ColorJitter(hue=0.6),
         ValueError,
         "`hue` must be (low, high) with -0.5 <= low <= high <= 0.5; got (-0.6, 0.6)",

@@ -6,7 +6,8 @@ is stateless: ``make_params`` draws, ``apply`` computes, and calling it does bot
 """
 
 from iivcl.augment import functional
-from iivcl.augment._color import ColorJitter, Normalize, RandomGrayscale, RandomSolarize, ToFloat
+from iivcl.augment._color import Normalize, RandomGrayscale, RandomSolarize, ToFloat
+from iivcl.augment._compose import Compose, RandomApply
 from iivcl.augment._filters import GaussianBlur
 from iivcl.augment._geometry import (
     CenterCrop,
@@ -14,9 +15,10 @@ from iivcl.augment._geometry import (
     RandomResizedCrop,
     ResizeShortSide,
 )
+from iivcl.augment._jitter import ColorJitter
 from iivcl.augment._presets import cvrl, evaluation, moco_v2, rho_moco
 from iivcl.augment._rand_augment import RandAugment
-from iivcl.augment._transform import Compose, RandomApply, Transform
+from iivcl.augment._transform import Transform
 
 __all__ = [
     "CenterCrop",

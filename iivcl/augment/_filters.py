@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from iivcl.augment import functional as F
+from iivcl.augment._lazy import LazyClip
 from iivcl.augment._transform import Transform, check_range, draw_uniform
 from iivcl.augment.functional._filters import check_kernel_size
 
@@ -50,6 +51,11 @@ class GaussianBlur(Transform[BlurParams]):
     def apply(self, video: Tensor, params: BlurParams) -> Tensor:  # type: ignore[override]
         """Blur; see :meth:`Transform.apply`."""
         return F.gaussian_blur(video, params.sigma, self.kernel_size)
+
+    def _apply_lazily(self, clip: LazyClip, params: BlurParams) -> None:
+        if not clip.is_colored():
+            return super()._apply_lazily(clip, params)
+        clip.blur(params.sigma, self.kernel_size)
 
     def __repr__(self) -> str:
         return f"GaussianBlur({self.kernel_size}, sigma={self.sigma})"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from iivcl.augment._color import ColorJitter, Normalize, RandomGrayscale, ToFloat
+from iivcl.augment._color import Normalize, RandomGrayscale, ToFloat
+from iivcl.augment._compose import Compose, RandomApply
 from iivcl.augment._filters import GaussianBlur
 from iivcl.augment._geometry import (
     CenterCrop,
@@ -10,7 +11,7 @@ from iivcl.augment._geometry import (
     RandomResizedCrop,
     ResizeShortSide,
 )
-from iivcl.augment._transform import Compose, RandomApply
+from iivcl.augment._jitter import ColorJitter
 
 __all__ = ["cvrl", "evaluation", "moco_v2", "rho_moco"]
 
@@ -134,6 +135,10 @@ def evaluation(size: int) -> Compose:
             ToFloat(torch.float32),
             Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)),
         )
+
+    Source:
+        One view as in the linear protocol of He et al., "Momentum Contrast" (arXiv 1911.05722) and
+        its released ``main_lincls.py``: short side 256, middle 224. Mean and std are rho-MoCo's.
     """
     return Compose(
         ResizeShortSide(round(size * 8 / 7)),

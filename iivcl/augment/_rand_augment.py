@@ -11,6 +11,7 @@ import torch
 import torchvision.transforms.v2.functional as V
 from torch import Tensor
 
+from iivcl._precision import without_autocast
 from iivcl.augment._transform import Transform, draw_uniform
 from iivcl.augment.functional._clip import Rows, check_unit_range, select_clips
 
@@ -91,7 +92,9 @@ def _on_frames(
 ) -> Tensor:
     frames = clips.transpose(1, 2).flatten(0, 1)  # (NT, C, H, W), as torchvision has it
     n, c, t, height, width = clips.shape
-    return operation(frames, level).view(n, t, c, height, width).transpose(1, 2)
+    with without_autocast(clips):
+        frames = operation(frames, level)
+    return frames.view(n, t, c, height, width).transpose(1, 2)
 
 
 def _affine(frames: Tensor, *, shear: tuple[float, float], shift: tuple[int, int]) -> Tensor:

@@ -1,16 +1,20 @@
-"""What a transform is, and how transforms are put together."""
+"""What a transform is, and what all of them need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from iivcl.augment.functional._clip import Rows, check_video, select_clips, values_are_free
+from iivcl.augment._lazy import LazyClip
+from iivcl.augment.functional._clip import (
+    Rows,
+    check_video,
+)
 
-__all__ = ["Compose", "RandomApply", "Transform"]
+__all__ = ["Transform"]
 
 Params = TypeVar("Params")
 
@@ -21,6 +25,11 @@ class Transform(nn.Module, Generic[Params]):
     A subclass gives :meth:`make_params` and :meth:`apply`, and :meth:`output_size` when it changes
     height or width. Transforms keep no state between calls.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "apply" in vars(cls) and "_apply_lazily" not in vars(cls):  # what it inherits is another
+            cls._apply_lazily = Transform._apply_lazily  # type: ignore[method-assign]
 
     def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> Params:
         """Draw the parameters of every clip.
@@ -64,143 +73,9 @@ class Transform(nn.Module, Generic[Params]):
         check_video(video)
         return self.apply(video, self.make_params(video, generator))
 
-
-class Compose(Transform[tuple[Any, ...]]):
-    """Apply transforms one after another.
-
-    A slice is again a ``Compose``, so a pipeline splits into two parts that run in two places:
-    ``in_worker, on_device = pipeline[:2], pipeline[2:]``.
-
-    Args:
-        *transforms: Transforms in the order of their application.
-
-    Example:
-        >>> from iivcl.augment import RandomHorizontalFlip, RandomResizedCrop, ToFloat
-        >>> pipeline = Compose(RandomResizedCrop(112), RandomHorizontalFlip(), ToFloat())
-        >>> pipeline[1:]
-        Compose(
-            RandomHorizontalFlip(p=0.5),
-            ToFloat(torch.float32),
-        )
-    """
-
-    def __init__(self, *transforms: Transform[Any]) -> None:
-        super().__init__()
-        for transform in transforms:
-            _check_transform("transforms", transform)
-        self.transforms = nn.ModuleList(transforms)
-
-    def make_params(
-        self, video: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Any, ...]:
-        """Draw the parameters of every transform; see :meth:`Transform.make_params`."""
-        params = []
-        for transform in self:
-            params.append(transform.make_params(video, generator))
-            size = transform.output_size(*video.shape[-2:])
-            if size != video.shape[-2:]:  # a stand-in of the next shape that holds one number
-                video = video.new_empty(()).expand(*video.shape[:-2], *size)
-        return tuple(params)
-
-    def apply(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:  # type: ignore[override]
-        """Apply every transform with its parameters; see :meth:`Transform.apply`.
-
-        On the CPU one clip goes through all transforms before the next, which keeps it in the
-        cache; elsewhere the whole batch goes through each of them.
-        """
-        if len(video) < 2 or not values_are_free(video):
-            return self._apply_in_turn(video, params)
-        out = torch.empty(0)
-        for i in range(len(video)):
-            one = slice(i, i + 1)
-            clip = self._apply_in_turn(video[one], take_clips(params, one))
-            if i == 0:
-                out = clip.new_empty(len(video), *clip.shape[1:])
-            out[one] = clip
-        return out
-
-    def _apply_in_turn(self, video: Tensor, params: tuple[Any, ...]) -> Tensor:
-        for transform, own in zip(self, params, strict=True):
-            video = transform.apply(video, own)
-        return video
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after all transforms."""
-        for transform in self:
-            height, width = transform.output_size(height, width)
-        return height, width
-
-    def __len__(self) -> int:
-        return len(self.transforms)
-
-    def __iter__(self) -> Iterator[Transform[Any]]:
-        return iter(self.transforms)  # type: ignore[arg-type]
-
-    @overload
-    def __getitem__(self, index: int) -> Transform[Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Compose: ...
-    def __getitem__(self, index: int | slice) -> Transform[Any]:
-        if isinstance(index, slice):
-            return Compose(*list(self)[index])
-        return list(self)[index]
-
-    def __repr__(self) -> str:
-        lines = "".join(f"    {line},\n" for t in self for line in repr(t).splitlines())
-        return f"Compose(\n{lines})" if len(self) else "Compose()"
-
-
-class RandomApplyParams(NamedTuple):
-    """Parameters of :class:`RandomApply`."""
-
-    where: Tensor
-    """(B,) bool, the clips that are transformed."""
-    inner: Any
-    """Parameters of the transform, drawn for every clip."""
-
-
-class RandomApply(Transform[RandomApplyParams]):
-    """Apply a transform to every clip with probability ``p``.
-
-    Args:
-        transform: A transform that keeps height, width and dtype.
-        p: Probability, in [0, 1].
-
-    Example:
-        >>> from iivcl.augment import GaussianBlur
-        >>> RandomApply(GaussianBlur(11, sigma=(0.1, 2.0)), p=0.5)
-        RandomApply(GaussianBlur(11, sigma=(0.1, 2.0)), p=0.5)
-    """
-
-    def __init__(self, transform: Transform[Any], *, p: float) -> None:
-        super().__init__()
-        _check_transform("transform", transform)
-        self.transform = transform
-        self.p = check_probability(p)
-
-    def make_params(
-        self, video: Tensor, generator: torch.Generator | None = None
-    ) -> RandomApplyParams:
-        """Draw the choice and the parameters; see :meth:`Transform.make_params`."""
-        where = draw_uniform(video, generator) < self.p
-        return RandomApplyParams(where, self.transform.make_params(video, generator))
-
-    def apply(self, video: Tensor, params: RandomApplyParams) -> Tensor:  # type: ignore[override]
-        """Transform the chosen clips; see :meth:`Transform.apply`."""
-
-        def changed(clips: Tensor, rows: Rows) -> Tensor:
-            out = self.transform.apply(clips, take_clips(params.inner, rows))
-            if out.shape != clips.shape or out.dtype != clips.dtype:
-                raise ValueError(
-                    f"`transform` must keep shape and dtype inside RandomApply; got "
-                    f"{tuple(out.shape)} {out.dtype} from {tuple(clips.shape)} {clips.dtype}"
-                )
-            return out
-
-        return select_clips("where", params.where, video, changed)
-
-    def __repr__(self) -> str:
-        return f"RandomApply({self.transform!r}, p={self.p})"
+    def _apply_lazily(self, clip: LazyClip, params: Params) -> None:
+        """Apply the parameters of one clip, which may compute their effect later."""
+        clip.replace(self.apply(clip.result(), params))
 
 
 def draw_uniform(
@@ -222,8 +97,12 @@ def take_clips(params: Any, rows: Rows) -> Any:
     """Take the parameters of some clips out of nested tuples of (B, ...) tensors."""
     if isinstance(params, Tensor):
         return params[rows]
-    taken = [take_clips(value, rows) for value in params]
-    return type(params)(*taken) if hasattr(params, "_fields") else tuple(taken)
+    return like(params, (take_clips(value, rows) for value in params))
+
+
+def like(params: tuple[Any, ...], values: Iterable[Any]) -> tuple[Any, ...]:
+    """Make a tuple, or a named one, of the kind of ``params``."""
+    return type(params)(*values) if hasattr(params, "_fields") else tuple(values)
 
 
 def check_probability(p: float) -> float:
@@ -243,8 +122,3 @@ def check_range(
             f"`{name}` must be (low, high) with {low} <= low <= high <= {high}; got {bounds}"
         )
     return first, last
-
-
-def _check_transform(name: str, transform: object) -> None:
-    if not isinstance(transform, Transform):
-        raise TypeError(f"`{name}` must be iivcl transforms; got {type(transform).__name__}")

@@ -64,6 +64,13 @@ def per_clip(
     return value.to(video.device, non_blocking=True).view(-1, 1, 1, 1, 1)
 
 
+def check_mask(name: str, where: Tensor, num_clips: int) -> None:
+    """Check that ``where`` says yes or no for every clip."""
+    check_shape(name, where, "B", B=(num_clips, "video"))
+    if where.dtype != torch.bool:
+        raise TypeError(f"`{name}` must be a bool tensor; got {where.dtype}")
+
+
 def select_clips(
     name: str, where: Tensor, video: Tensor, changed: Callable[[Tensor, Rows], Tensor]
 ) -> Tensor:
@@ -79,9 +86,7 @@ def select_clips(
         changed: From clips (N, C, T, H, W) and their rows in the batch to clips of the same
             shape and dtype. Rows index the first axis of any tensor of the batch.
     """
-    check_shape(name, where, "B", B=(video.shape[0], "video"))
-    if where.dtype != torch.bool:
-        raise TypeError(f"`{name}` must be a bool tensor; got {where.dtype}")
+    check_mask(name, where, video.shape[0])
     where = where.to(video.device, non_blocking=True)
     if not values_are_free(video):
         return torch.where(where.view(-1, 1, 1, 1, 1), changed(video, slice(None)), video)

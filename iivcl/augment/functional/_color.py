@@ -15,6 +15,7 @@ from iivcl.augment.functional._clip import (
     check_video,
     per_clip,
     select_clips,
+    values_are_free,
 )
 
 __all__ = [
@@ -198,8 +199,13 @@ def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
         tensor([0., 1., 1.])
     """
     check_unit_range(video)
-    shift = per_clip("shift", shift, video, low=-0.5, high=0.5)
-    return kernels.apply_(kernels.hue_, video.clone(), shift)
+    each = per_clip("shift", shift, video, low=-0.5, high=0.5)
+    out = video.clone()
+    if not values_are_free(each):
+        return kernels.apply_(kernels.hue, out, each)
+    for clip, amount in zip(out.unsqueeze(1).unbind(), shift.tolist(), strict=True):
+        kernels.apply_(kernels.hue, clip, amount)
+    return out
 
 
 def to_grayscale(video: Tensor, where: Tensor) -> Tensor:

@@ -1,26 +1,26 @@
-"""Arithmetic of colour, in place on floats and without checks.
+"""Arithmetic of colour, on floats and without checks.
 
 ``values`` is (B, C, T, H, W) with C 1 or 3, from 0 to ``white``; a factor is a (B, 1, 1, 1, 1)
-tensor, or a Python number for all the clips. Everything happens in place, since on the CPU fresh
+tensor, or a Python number for all the clips. All but hue happens in place, since on the CPU fresh
 memory of the size of a clip costs more than the arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-Kernel = Callable[[Tensor, "Tensor | float", int], object]
+Kernel = Callable[[Tensor, "Tensor | float", int], Tensor]
 
-_TINY = 1e-12  # keeps 0 / chroma at 0 where a pixel is gray
+GRAY = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 
 
 def apply_(kernel: Kernel, video: Tensor, amount: Tensor | float) -> Tensor:
     """Run a kernel on ``video`` in place; uint8 goes through float32 and is rounded down."""
     values = video.to(torch.promote_types(video.dtype, torch.float32))
-    kernel(values, amount, white_of(video))
+    values = kernel(values, amount, white_of(video))
     return video if values is video else video.copy_(values)
 
 
@@ -29,25 +29,27 @@ def white_of(video: Tensor) -> int:
     return 1 if video.is_floating_point() else 255
 
 
-def brightness_(values: Tensor, factor: Tensor | float, white: int) -> None:
+def brightness_(values: Tensor, factor: Tensor | float, white: int) -> Tensor:
     """Compute ``factor * values``, clamped."""
-    values.mul_(factor).clamp_(0, white)
+    return values.mul_(factor).clamp_(0, white)
 
 
-def contrast_(values: Tensor, factor: Tensor | float, white: int) -> None:
+def contrast_(values: Tensor, factor: Tensor | float, white: int) -> Tensor:
     """Blend every frame with its mean gray level."""
-    blend_(values, gray_level(values, white).mean(dim=(1, 3, 4), keepdim=True), factor, white)
+    mean = gray_level(values, white).mean(dim=(1, 3, 4), keepdim=True)
+    return blend_(values, mean, factor, white)
 
 
-def saturation_(values: Tensor, factor: Tensor | float, white: int) -> None:
+def saturation_(values: Tensor, factor: Tensor | float, white: int) -> Tensor:
     """Blend every pixel with its gray level."""
-    if values.shape[1] == 3:
-        blend_(values, gray_level(values, white), factor, white)
+    if values.shape[1] == 1:
+        return values
+    return blend_(values, gray_level(values, white), factor, white)
 
 
-def blend_(values: Tensor, other: Tensor, factor: Tensor | float, white: int) -> None:
+def blend_(values: Tensor, other: Tensor, factor: Tensor | float, white: int) -> Tensor:
     """Compute ``factor * values + (1 - factor) * other``, clamped."""
-    values.mul_(factor).add_(other * (1 - factor)).clamp_(0, white)
+    return values.mul_(factor).add_(other * (1 - factor)).clamp_(0, white)
 
 
 def gray_level(values: Tensor, white: int) -> Tensor:
@@ -55,29 +57,70 @@ def gray_level(values: Tensor, white: int) -> Tensor:
     if values.shape[1] == 1:
         return values
     red, green, blue = values.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
-    gray = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    gray = red.mul(GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
     return gray if white == 1 else gray.floor_()
 
 
-def hue_(values: Tensor, shift: Tensor | float, white: int) -> None:
+def hue(
+    values: Tensor,
+    shift: Tensor | float,
+    white: int,
+    *,
+    out: Tensor | None = None,
+    planes: Sequence[Tensor | None] = (None, None, None, None),
+) -> Tensor:
     """Turn the hue by a share of the circle, keeping saturation and value of HSV.
 
-    With chroma = max - min and every channel scaled to (channel - min) / chroma, the hue in sixths
-    of the circle is ``1 - red + green + blue`` on the green side of red and its negative on the
-    blue side. Back from a hue h, each channel is a clipped triangle of h. So no case needs a mask:
-    on the CPU a comparison and a choice cost more than all the arithmetic.
+    A third of the circle moves every channel one place on: red, green, blue. What is left is at
+    most a sixth either way. Towards the channel ahead, a channel x then becomes ``x - ahead -
+    abs(behind - point) + highest``, clamped to [lowest, highest], where ``point`` is ``6 * shift``
+    of the way from lowest to highest. This holds on every side of the colour wheel, so that no
+    hue is ever computed, no case needs a mask and nothing is divided by a chroma of 0. The other
+    way, the channels ahead and behind change places.
+
+    The result goes to ``out``, and what it takes to ``planes`` (B, 1, T, H, W), or to fresh memory.
     """
     if values.shape[1] == 1:
-        return
-    red, green, blue = values.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
-    lowest = torch.minimum(torch.minimum(red, green), blue)
-    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(lowest)
-    hue = (green + blue).sub_(red).sub_(lowest).div_(chroma.clamp(min=_TINY)).add_(1)
-    hue = hue.copysign_(green - blue).add_(6 * shift)
-    hue = hue.sub_((hue / 6).floor_(), alpha=6)  # [0, 6]
-    red.copy_((hue - 3).abs_().sub_(1))
-    green.copy_((hue - 2).abs_().neg_().add_(2))
-    blue.copy_((hue - 4).abs_().neg_().add_(2))
-    values.clamp_(0, 1).mul_(chroma).add_(lowest)
+        return values
+    if isinstance(shift, Tensor):
+        own, ahead, behind, sixths = _neighbors_of_each(values, shift)
+    else:
+        own, ahead, behind, sixths = _neighbors(values, shift)
+    lowest = torch.amin(values, 1, keepdim=True, out=planes[0])
+    highest = torch.amax(values, 1, keepdim=True, out=planes[1])
+    point = torch.lerp(lowest, highest, sixths, out=planes[2])
+    turned = torch.empty_like(values) if out is None else out
+    for i in range(3):
+        distance = torch.sub(behind[i], point, out=planes[3]).abs_()
+        channel = turned[:, i : i + 1].copy_(own[i])
+        channel.sub_(ahead[i]).sub_(distance).add_(highest).clamp_(lowest, highest)
     if white == 255:  # equal bins of [0, 256) once they are rounded down
-        values.mul_((256 - 1e-3) / 255)
+        turned.mul_((256 - 1e-3) / 255)
+    return turned
+
+
+Channels = list[Tensor]  # three of (B, 1, T, H, W)
+
+
+def _neighbors(values: Tensor, shift: float) -> tuple[Channels, Channels, Channels, Tensor | float]:
+    """Channels in place, those ahead and those behind, and the turn that is left in sixths."""
+    thirds = round(3 * shift)
+    left = 6 * shift - 2 * thirds
+    step = -1 if left < 0 else 1
+    places = [[(i - thirds + j) % 3 for i in range(3)] for j in (0, step, -step)]
+    own, ahead, behind = ([values[:, i : i + 1] for i in place] for place in places)
+    return own, ahead, behind, abs(left)
+
+
+def _neighbors_of_each(
+    values: Tensor, shift: Tensor
+) -> tuple[Channels, Channels, Channels, Tensor | float]:
+    """The same for a shift (B, 1, 1, 1, 1) that differs from clip to clip, without reading it."""
+    thirds = torch.round(3 * shift)
+    left = 6 * shift - 2 * thirds
+    step = torch.where(left < 0, -1, 1).view(-1, 1)  # (B, 1)
+    place = torch.arange(3, device=values.device) - thirds.long().view(-1, 1)  # (B, 3)
+    clips = torch.arange(len(values), device=values.device).unsqueeze(1)  # (B, 1)
+    places = (place, place + step, place - step)
+    own, ahead, behind = (list(values[clips, place % 3].unsqueeze(2).unbind(1)) for place in places)
+    return own, ahead, behind, left.abs().to(values.dtype)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
-from iivcl.augment.functional._clip import check_video, per_clip
-from iivcl.augment.functional._separable import apply_banded, gaussian_weights
+from iivcl.augment.functional._clip import check_video, per_clip, values_are_free
+from iivcl.augment.functional._separable import (
+    apply_banded,
+    apply_banded_to_clip,
+    gaussian_weights,
+)
 
 __all__ = ["gaussian_blur"]
+
+_REACH = 6.0  # sigmas: what a tap weighs out there, exp(-18), is lost in rounding to float32
 
 
 def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
@@ -34,6 +43,45 @@ def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
         tensor([0.0000, 0.2741, 0.4519, 0.2741, 0.0000])
     """
     check_video(video)
+    check_reach(kernel_size, video)
+    sigma = per_clip("sigma", sigma, video, low=1e-6).flatten()
+    if values_are_free(sigma) and not video.requires_grad:
+        out = torch.empty(video.shape, dtype=video.dtype)
+        for clip, width_of_clip, blurred in zip(video, sigma, out, strict=True):
+            blurred.copy_(blur_clip(clip, width_of_clip, kernel_size))
+        return out
+    height, width = video.shape[-2:]
+    vertical = gaussian_weights(sigma, kernel_size, height)
+    horizontal = vertical if width == height else gaussian_weights(sigma, kernel_size, width)
+    return apply_banded(video, vertical, horizontal, kernel_size // 2)
+
+
+def blur_clip(
+    clip: Tensor,
+    sigma: Tensor,
+    kernel_size: int,
+    scratch: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Blur one clip (C, T, H, W) on the CPU, leaving out taps that are too small for float32.
+
+    Neither ``sigma``, a tensor of one number, nor ``kernel_size`` is checked. For ``scratch`` see
+    :func:`apply_banded_to_clip`.
+    """
+    radius = min(kernel_size // 2, math.ceil(_REACH * sigma.item()))
+    size, (height, width) = 2 * radius + 1, clip.shape[-2:]
+    vertical = gaussian_weights(sigma.view(1), size, height)[0]
+    horizontal = vertical if width == height else gaussian_weights(sigma.view(1), size, width)[0]
+    return apply_banded_to_clip(clip, vertical, horizontal, radius, scratch)
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Check that a kernel has a middle tap."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"`kernel_size` must be odd and at least 1; got {kernel_size}")
+
+
+def check_reach(kernel_size: int, video: Tensor) -> None:
+    """Check a kernel whose ends are reflected at the border of the frame."""
     check_kernel_size(kernel_size)
     height, width = video.shape[-2:]
     if kernel_size // 2 >= min(height, width):
@@ -41,13 +89,3 @@ def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
             f"`kernel_size` {kernel_size} reaches {kernel_size // 2} pixels, which must be less "
             f"than the height and width of `video`; got {height} x {width}"
         )
-    sigma = per_clip("sigma", sigma, video, low=1e-6).flatten()
-    vertical = gaussian_weights(sigma, kernel_size, height)
-    horizontal = vertical if width == height else gaussian_weights(sigma, kernel_size, width)
-    return apply_banded(video, vertical, horizontal, kernel_size // 2)
-
-
-def check_kernel_size(kernel_size: int) -> None:
-    """Check that a kernel has a middle tap."""
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"`kernel_size` must be odd and at least 1; got {kernel_size}")

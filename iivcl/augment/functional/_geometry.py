@@ -84,14 +84,36 @@ def _resize(frames: Tensor, height: int, width: int) -> Tensor:
     group = 4 if planes % 4 == 0 else 3 if planes % 3 == 0 else 1
     images = frames.reshape(-1, group, *frames.shape[-2:])
     if frames.dtype == torch.uint8 and frames.device.type == "cpu":
-        channels_last = torch.stack(images.unbind(1), dim=-1).movedim(-1, 1)
-        return _antialiased(channels_last, height, width).reshape(shape)
+        return _planar(_antialiased(_interleaved(images), height, width)).view(shape)
     resized = _antialiased(
         images.to(torch.promote_types(frames.dtype, torch.float32)), height, width
     )
     if not frames.is_floating_point():
         resized = resized.round_()
     return resized.to(frames.dtype).view(shape)
+
+
+def _interleaved(images: Tensor) -> Tensor:
+    """Put uint8 images (N, C, H, W) into channels-last order, four bytes at a time if possible."""
+    planes = images.unbind(1)
+    if len(planes) != 4:
+        return torch.stack(planes, dim=-1).movedim(-1, 1)
+    pixels = planes[0].to(torch.int32)  # (N, H, W)
+    for i in (1, 2, 3):
+        pixels.add_(planes[i].to(torch.int32), alpha=1 << 8 * i)
+    return pixels.unsqueeze(-1).view(torch.uint8).movedim(-1, 1)
+
+
+def _planar(images: Tensor) -> Tensor:
+    """Undo :func:`_interleaved`."""
+    n, channels, height, width = images.shape
+    if channels != 4:
+        return images.contiguous()
+    pixels = images.permute(0, 2, 3, 1).contiguous().view(torch.int32).squeeze(-1)  # (N, H, W)
+    planes = images.new_empty(n, 4, height, width)
+    for i in range(4):
+        planes[:, i] = pixels >> 8 * i  # of which uint8 keeps the lowest byte
+    return planes
 
 
 def _antialiased(images: Tensor, height: int, width: int) -> Tensor:
@@ -181,7 +203,10 @@ def horizontal_flip(video: Tensor, flip: Tensor) -> Tensor:
 
 def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width of ``size``, or say what is wrong with it."""
-    height, width = (size, size) if isinstance(size, int) else size
+    pair = (size, size) if isinstance(size, int) else size
+    if not (isinstance(pair, tuple) and [type(side) for side in pair] == [int, int]):
+        raise TypeError(f"`size` must be an int or two of them, height and width; got {size!r}")
+    height, width = pair
     if min(height, width) < 1:
         raise ValueError(f"`size` must be at least 1 pixel; got {size}")
     return height, width

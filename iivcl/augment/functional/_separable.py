@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 32  # outputs of one banded product: small for few products by zero, large for speed
+from iivcl._precision import without_autocast
+
+# Outputs of one banded product: small for few products by zero, large for speed.
+_BLOCK, _CPU_BLOCK = 32, 16
 
 
 def apply_separable(video: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
@@ -23,16 +26,22 @@ def apply_separable(video: Tensor, vertical: Tensor, horizontal: Tensor) -> Tens
     """
     b, c, t, height, width = video.shape
     out_height, out_width = vertical.shape[1], horizontal.shape[1]
-    dtype = torch.promote_types(video.dtype, torch.float32)
-    if video.dtype == torch.uint8 and video.device.type == "cuda":
-        dtype = torch.float16  # holds 0..255 exactly and runs on tensor cores, which sum in float32
+    dtype = _dtype_of_products(video)
     rows = video.to(dtype).reshape(b, c * t * height, width)
-    rows = rows @ horizontal.to(dtype).mT  # (B, CTH, w)
-    frames = rows.view(b, c * t, height, out_width)
-    frames = vertical.to(dtype).unsqueeze(1) @ frames  # (B, CT, h, w)
+    with without_autocast(video):
+        rows = rows @ horizontal.to(dtype).mT  # (B, CTH, w)
+        frames = rows.view(b, c * t, height, out_width)
+        frames = vertical.to(dtype).unsqueeze(1) @ frames  # (B, CT, h, w)
     if not video.is_floating_point():
         frames = frames.round().clamp(0, 255)
     return frames.to(video.dtype).view(b, c, t, out_height, out_width)
+
+
+def _dtype_of_products(video: Tensor) -> torch.dtype:
+    """float16 holds 0..255 exactly and runs on tensor cores, which sum in float32."""
+    if video.dtype == torch.uint8 and video.device.type == "cuda":
+        return torch.float16
+    return torch.promote_types(video.dtype, torch.float32)
 
 
 def apply_banded(video: Tensor, vertical: Tensor, horizontal: Tensor, radius: int) -> Tensor:
@@ -52,21 +61,60 @@ def apply_banded(video: Tensor, vertical: Tensor, horizontal: Tensor, radius: in
     """
     b, c, t, height, width = video.shape
     dtype = torch.promote_types(video.dtype, torch.float32)
-    frames = video.to(dtype).reshape(b, c * t, height, width)
-    down, across = vertical.to(dtype).unsqueeze(1), horizontal.to(dtype).unsqueeze(1).mT
-    spans = _blocks(width, radius)
-    rows = torch.cat([frames[..., reach] @ across[..., reach, out] for out, reach in spans], dim=-1)
-    spans = _blocks(height, radius)
-    blurred = torch.cat([down[..., out, reach] @ rows[..., reach, :] for out, reach in spans], -2)
+    rows = video.to(dtype).reshape(b, c * t * height, width)
+    across, down = horizontal.to(dtype).mT, vertical.to(dtype).unsqueeze(1)
+    with without_autocast(video):
+        spans = _blocks(width, radius, _BLOCK)
+        rows = torch.cat([rows[..., reach] @ across[:, reach, out] for out, reach in spans], -1)
+        frames = rows.view(b, c * t, height, width)
+        spans = _blocks(height, radius, _BLOCK)
+        parts = [down[..., out, reach] @ frames[..., reach, :] for out, reach in spans]
+        blurred = torch.cat(parts, dim=-2)
     if not video.is_floating_point():
         blurred = blurred.round_()
     return blurred.to(video.dtype).view(video.shape)
 
 
-def _blocks(size: int, radius: int) -> list[tuple[slice, slice]]:
+def apply_banded_to_clip(
+    clip: Tensor,
+    vertical: Tensor,
+    horizontal: Tensor,
+    radius: int,
+    scratch: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Compute what :func:`apply_banded` does for one clip (C, T, H, W), as the CPU likes it.
+
+    With the rows of all frames side by side, both directions are few large products that write to
+    their places. The result is a view of the first scratch, whose memory has that order.
+
+    Args:
+        clip: (C, T, H, W).
+        vertical: (H, H) weights, zero where ``abs(i - j) > radius``.
+        horizontal: (W, W) weights, likewise.
+        radius: Half-width of the band.
+        scratch: Two tensors of the size of ``clip``, as wide as float32, to compute in. ``clip``
+            may be the second, and is lost then. By default fresh memory.
+    """
+    c, t, height, width = clip.shape
+    dtype = torch.promote_types(clip.dtype, torch.float32)
+    vertical, horizontal = vertical.to(dtype), horizontal.to(dtype)
+    if scratch is None:
+        scratch = torch.empty(clip.shape, dtype=dtype), torch.empty(clip.shape, dtype=dtype)
+    source, mixed = (memory.view(height, c * t * width) for memory in scratch)
+    source.view(height, c, t, width).copy_(clip.permute(2, 0, 1, 3))
+    for out, reach in _blocks(height, radius, _CPU_BLOCK):
+        torch.mm(vertical[out, reach], source[reach], out=mixed[out])
+    source, mixed = mixed.view(-1, width), source.view(-1, width)
+    for out, reach in _blocks(width, radius, _CPU_BLOCK):
+        torch.mm(source[:, reach], horizontal[out, reach].T, out=mixed[:, out])
+    if not clip.is_floating_point():
+        mixed.round_()
+    return mixed.view(height, c, t, width).permute(1, 2, 0, 3).to(clip.dtype)
+
+
+def _blocks(size: int, radius: int, block: int) -> list[tuple[slice, slice]]:
     """Spans of outputs, and the inputs that each of them reads."""
-    starts = range(0, size, _BLOCK)
-    spans = [(start, min(start + _BLOCK, size)) for start in starts]
+    spans = [(start, min(start + block, size)) for start in range(0, size, block)]
     return [(slice(a, b), slice(max(0, a - radius), min(size, b + radius))) for a, b in spans]
 
 
