@@ -264,7 +264,7 @@ def test_file_without_a_state_dict(content: object, kind: str, tmp_path: Path) -
     path = tmp_path / "list.pyth"
     torch.save(content, path)
     message = (
-        f"`path` '{path}' must hold a state dict, or a dict with one under 'model_state'; "
+        f"`path` '{path}' must hold a state dict, or a dict with one under 'model_state' or 'model'; "
         f"got {kind}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
