@@ -1,4 +1,4 @@
-"""What the benchmarks of queues and losses share: the clock, the memory, the report."""
+"""What the benchmarks share: the clock, the memory, the report."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ PAUSE = 0.01  # seconds, in which the threads of the contender before fall aslee
 Times = dict[str, list[float]]  # milliseconds of every contender in every round
 
 
-def arguments(description: str, *, batches: Sequence[int]) -> argparse.Namespace:
+def arguments(description: str, *, batches: Sequence[int] = (), **flags: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of every contender")
-    parser.add_argument("--batches", type=int, nargs="+", default=batches)
+    if batches:
+        parser.add_argument("--batches", type=int, nargs="+", default=batches)
+    for flag, meaning in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     parser.add_argument("--seconds", type=float, default=10.0, help="to spend on one setting")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
     args = parser.parse_args()

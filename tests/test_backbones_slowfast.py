@@ -264,8 +264,8 @@ def test_file_without_a_state_dict(content: object, kind: str, tmp_path: Path) -
     path = tmp_path / "list.pyth"
     torch.save(content, path)
     message = (
-        f"`path` '{path}' must hold a state dict, or a dict with one under 'model_state' or 'model'; "
-        f"got {kind}"
+        f"`path` '{path}' must hold a state dict, or a dict with one under 'model_state' or "
+        f"'model'; got {kind}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_slowfast_checkpoint(make_small(), path)

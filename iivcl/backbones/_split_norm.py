@@ -74,9 +74,7 @@ class SplitBatchNorm(_BatchNorm):
                 mean = torch.zeros_like(self.running_mean)
                 var = torch.zeros_like(mean)
                 statistics.append((mean, var))
-            parts.append(
-                F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-            )
+            parts.append(F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps))
         self._track(statistics)
         return torch.cat(parts)
 
@@ -117,8 +115,8 @@ class SplitBatchNorm(_BatchNorm):
         Example:
             >>> from iivcl.backbones import r3d_18
             >>> backbone = SplitBatchNorm.convert_split_batchnorm(r3d_18(), num_splits=4)
-            >>> backbone.stem[1]
-            SplitBatchNorm(64, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, num_splits=4)
+            >>> backbone.stem[1].num_splits
+            4
         """
         if isinstance(module, _BatchNorm):
             split = cls(
