@@ -61,41 +61,42 @@ class SplitBatchNorm(_BatchNorm):
         """Normalise ``(B, C, ...)``."""
         if not self.training:
             return super().forward(input)
+        self._check_input_dim(input)
         if input.shape[0] % self.num_splits:
             raise ValueError(
                 f"`input` must have a multiple of {self.num_splits} rows (from `num_splits`); "
                 f"got {input.shape[0]}"
             )
-        statistics: list[tuple[Tensor, Tensor]] = []
-        parts = []
-        for part in input.chunk(self.num_splits):
-            mean = var = None
-            if self.running_mean is not None:  # with a momentum of 1 they become this part's own
-                mean = torch.zeros_like(self.running_mean)
-                var = torch.zeros_like(mean)
-                statistics.append((mean, var))
-            parts.append(F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps))
-        self._track(statistics)
-        return torch.cat(parts)
+        n = self.num_splits
+        running = self.running_mean
+        statistics = None if running is None else running.new_zeros(2, n, self.num_features)
+        normalised = []
+        for i, part in enumerate(input.chunk(n)):
+            # With a momentum of 1, the "running" statistics of a part become its own.
+            mean, variance = (None, None) if statistics is None else statistics[:, i].unbind()
+            normalised.append(
+                F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+            )
+        if statistics is not None:
+            self._track(statistics.mean(1))
+        return torch.cat(normalised)
 
     @torch.no_grad()
-    def _track(self, statistics: list[tuple[Tensor, Tensor]]) -> None:
-        if not statistics:
-            return
+    def _track(self, statistics: Tensor) -> None:
+        """Move the running statistics towards ``statistics``, mean and variance (2, C)."""
+        share: float | Tensor = self.momentum or 0.0
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        share: float | Tensor
-        if self.momentum is not None:
-            share = self.momentum
-        else:  # a cumulative average
-            share = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
-        means, variances = (torch.stack(list(values)) for values in zip(*statistics, strict=True))
-        self.running_mean.lerp_(means.mean(0), share)
-        self.running_var.lerp_(variances.mean(0), share)
+            if self.momentum is None:  # a cumulative average
+                share = 1 / self.num_batches_tracked.to(statistics.dtype)
+        for name, new in zip(("running_mean", "running_var"), statistics, strict=True):
+            running = getattr(self, name)
+            running.add_((new - running) * share)
 
     def extra_repr(self) -> str:
         """Add the number of parts to what batch norm says of itself."""
-        return f"{super().extra_repr()}, num_splits={self.num_splits}"
+        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{plain}, num_splits={self.num_splits}"
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
