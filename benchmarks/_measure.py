@@ -46,11 +46,8 @@ def arguments(description: str, *, batches: Sequence[int] = (), **flags: str) ->
 def take_turns(
     runs: dict[str, Callable[[], object]], *, device: str, seconds: float, least: int = 4
 ) -> Times:
-    """Time the contenders one after the other, round after round.
-
-    With one CPU thread, CPU time is what counts: other programs hardly disturb it.
-    """
-    clock = time.process_time if _counts_cpu_time(device) else time.perf_counter
+    """Time the contenders one after the other, round after round."""
+    clock = host_clock(device)
     times: Times = {name: [] for name in runs}
     started, rounds = time.perf_counter(), 0
     while rounds <= least or (time.perf_counter() - started < seconds and rounds <= 100):
@@ -64,6 +61,11 @@ def take_turns(
                 times[name].append(1e3 * (clock() - start))
         rounds += 1
     return times
+
+
+def host_clock(device: str) -> Callable[[], float]:
+    """With one CPU thread, CPU time is what counts: other programs hardly disturb it."""
+    return time.process_time if _counts_cpu_time(device) else time.perf_counter
 
 
 def summary(times: Times) -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
 """Size, arithmetic, speed and memory of every encoder.
 
     python benchmarks/backbones.py                  # CPU, one clip at a time
+    python benchmarks/backbones.py --threads 1      # CPU time: for a busy machine
     python benchmarks/backbones.py --device cuda    # batches of 16
 
 Each runs on the clips it was published with, channels last, in bfloat16 autocast: a forward pass
@@ -104,9 +105,9 @@ def contender(mode: str, setting: Setting) -> Callable[[], None]:
 def measure(setting: Setting, seconds: float) -> dict[str, Any]:
     modes = (INFERENCE, TRAINING, SAVING)
     runs = {mode: contender(mode, setting) for mode in modes}
-    times = take_turns(runs, device=setting.device, seconds=seconds, least=3)
+    times = take_turns(runs, device=setting.device, seconds=seconds, least=2)
     del runs
-    small = setting._replace(frames=8, pixels=32, batch=1)
+    small = setting._replace(frames=8, pixels=32, batch=2)
     return {
         **setting._asdict(),
         **describe(setting),

@@ -148,7 +148,7 @@ def test_slow_r50_has_the_published_number_of_parameters() -> None:
 
 def test_table_in_the_documentation() -> None:
     root = Path(__file__).parent.parent
-    name = "benchmarks/results/backbones.cpu"
+    name = "benchmarks/results/backbones.cpu.1-thread"
     assert f'--8<-- "{name}.md:table"' in (root / "docs/reference/backbones.md").read_text()
     rows = json.loads((root / f"{name}.json").read_text())["results"]
     builders = {n for n in backbones.__all__ if n.islower() and not n.startswith("load")}
