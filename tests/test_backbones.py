@@ -162,7 +162,8 @@ def test_table_in_the_documentation() -> None:
             backbone = builder()
         assert (backbone.feature_dim, list(backbone.strides)) == (row["features"], row["strides"])
         assert sum(p.numel() for p in backbone.parameters()) == row["parameters"]
-        assert multiply_adds(builder, row["frames"], row["pixels"]) == row["multiply_adds"]
+        counted = multiply_adds(builder, row["frames"], row["pixels"])
+        assert counted == pytest.approx(row["multiply_adds"], rel=2e-3)
 
 
 def multiply_adds(builder: Callable[[], VideoEncoder], frames: int, pixels: int) -> int:
