@@ -72,8 +72,8 @@ def backward(loss: Tensor, embeddings: Tensor, mark: Mark) -> None:
     mark("backward")
 
 
-def iivcl_step(scene: Scene, *, compiled: bool = False) -> Step:
-    """Set up the step as this library would have it written."""
+def iivcl_step(scene: Scene, *, passes: int = 1, compiled: bool = False) -> Step:
+    """Set up the step as this library would have it written, in passes over parts of the batch."""
     queue = NNSupportQueue(ROWS, DIM).to(scene.device)
     queue.enqueue(scene.keys, torch.arange(ROWS, device=scene.device) // 8 + len(scene.ids))
     criterion = IIVCLLoss(num_neighbors=NEIGHBORS, temperature=TEMPERATURE)
@@ -89,22 +89,28 @@ def iivcl_step(scene: Scene, *, compiled: bool = False) -> Step:
         momentum_update_(key_encoder, encoder, MOMENTUM)
         mark("momentum")
         with torch.no_grad(), scene.autocast():
-            key = F.normalize(key_encoder(views).float(), dim=1)  # (2B, D)
+            key = torch.cat([key_encoder(part) for part in views.chunk(passes)])
+            key = F.normalize(key.float(), dim=1)  # (2B, D)
         mark("key encoder")
-        with scene.autocast():
-            query = encoder(views)  # (2B, D)
-        mark("query encoder")
         other = key.roll(len(key) // 2, 0)  # (2B, D): of the video's other clip
-        found = queue.nearest(other, NEIGHBORS, ids=ids)
-        mark("lookup")
-        out = criterion(query, other, queue, ids=ids, neighbors=found)
-        backward(out.loss, query, mark)
+        intra = []
+        for part, positive, own in zip(
+            *(x.chunk(passes) for x in (views, other, ids)), strict=True
+        ):
+            with scene.autocast():
+                query = encoder(part)  # (2B / passes, D)
+            mark("query encoder")
+            found = queue.nearest(positive, NEIGHBORS, ids=own)
+            mark("lookup")
+            out = criterion(query, positive, queue, ids=own, neighbors=found)
+            backward(out.loss / passes, query, mark)
+            intra.append(out.intra.detach() / passes)
         optimizer.step()
         optimizer.zero_grad()
         mark("optimizer")
         queue.enqueue(key, ids)
         mark("enqueue")
-        return out.intra.detach()
+        return torch.stack(intra).sum()
 
     return step
 
