@@ -1,4 +1,4 @@
-"""What the benchmarks of queues and losses share: the clock, the memory, the report."""
+"""What the benchmarks share: the clock, the memory, the report."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ PAUSE = 0.01  # seconds, in which the threads of the contender before fall aslee
 Times = dict[str, list[float]]  # milliseconds of every contender in every round
 
 
-def arguments(description: str, *, batches: Sequence[int]) -> argparse.Namespace:
+def arguments(description: str, *, batches: Sequence[int] = (), **flags: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of every contender")
-    parser.add_argument("--batches", type=int, nargs="+", default=batches)
+    if batches:
+        parser.add_argument("--batches", type=int, nargs="+", default=batches)
+    for flag, meaning in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     parser.add_argument("--seconds", type=float, default=10.0, help="to spend on one setting")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
     args = parser.parse_args()
@@ -43,11 +46,8 @@ def arguments(description: str, *, batches: Sequence[int]) -> argparse.Namespace
 def take_turns(
     runs: dict[str, Callable[[], object]], *, device: str, seconds: float, least: int = 4
 ) -> Times:
-    """Time the contenders one after the other, round after round.
-
-    With one CPU thread, CPU time is what counts: other programs hardly disturb it.
-    """
-    clock = time.process_time if _counts_cpu_time(device) else time.perf_counter
+    """Time the contenders one after the other, round after round."""
+    clock = host_clock(device)
     times: Times = {name: [] for name in runs}
     started, rounds = time.perf_counter(), 0
     while rounds <= least or (time.perf_counter() - started < seconds and rounds <= 100):
@@ -61,6 +61,11 @@ def take_turns(
                 times[name].append(1e3 * (clock() - start))
         rounds += 1
     return times
+
+
+def host_clock(device: str) -> Callable[[], float]:
+    """With one CPU thread, CPU time is what counts: other programs hardly disturb it."""
+    return time.process_time if _counts_cpu_time(device) else time.perf_counter
 
 
 def summary(times: Times) -> dict[str, dict[str, float]]:

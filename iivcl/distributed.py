@@ -73,7 +73,8 @@ def batch_shuffle(
 
     With batch statistics per device, a query and its key that always share a device let the key
     encoder leak which rows belong together. Shuffling the key encoder's input and undoing it on
-    its output closes that path.
+    its output closes that path. On one device the statistics are those of the whole batch in any
+    order; there, `iivcl.backbones.SplitBatchNorm` gives shuffling its effect.
 
     Args:
         tensor: (B, ...), the same B on every rank.

@@ -60,6 +60,8 @@ def momentum_update_(
 
     The sum is taken in the dtype of the target. A low-precision target cannot follow a momentum
     near 1, whose steps round to nothing (bfloat16 keeps 8 bits): keep the target in float32.
+    Bring the source into its memory format before `momentum_copy`: on a GPU, tensors of two layouts
+    are averaged one by one.
 
     ``buffers`` says what happens to the state that is not trained, such as the running statistics
     of batch norm:

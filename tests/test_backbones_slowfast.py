@@ -7,6 +7,7 @@ straight on them, so that nothing of the implementation stands in for the origin
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -175,6 +176,35 @@ def test_pytorchvideo_names_are_the_same_network(original: State, tmp_path: Path
         assert torch.equal(value, other), name
 
 
+def test_safetensors_in_and_out(original: State, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {"head.projection.weight": torch.zeros(400, 2048), **original}
+    save_file(state, tmp_path / "slow.safetensors")
+    backbone = slow_r50().to(memory_format=torch.channels_last_3d)
+    report = load_slowfast_checkpoint(backbone, tmp_path / "slow.safetensors")
+    assert report == ([], ["head.projection.weight"])
+    ours = {name: value.contiguous() for name, value in backbone.state_dict().items()}
+    save_file(ours, tmp_path / "ours.safetensors")
+    torch.save(original, tmp_path / "slow.pyth")
+    one, two = slow_r50(), slow_r50()
+    assert load_slowfast_checkpoint(one, tmp_path / "ours.safetensors") == ([], [])
+    load_slowfast_checkpoint(two, tmp_path / "slow.pyth")
+    torch.testing.assert_close(dict(one.state_dict()), dict(two.state_dict()), rtol=0, atol=0)
+
+
+def test_safetensors_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    path = tmp_path / "slow.safetensors"
+    message = (
+        f"`path` '{path}' is read by the package safetensors, which is not installed: "
+        "pip install 'iivcl[safetensors]'"
+    )
+    with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
+        load_slowfast_checkpoint(make_small(), path)
+
+
 def test_deeper_network_goes_into_its_own_depth(tmp_path: Path) -> None:
     torch.save(make_state(pyslowfast_layers(101), prefix="module."), tmp_path / "r101.pyth")
     report = load_slowfast_checkpoint(slow_resnet(101), tmp_path / "r101.pyth")
@@ -264,8 +294,8 @@ def test_file_without_a_state_dict(content: object, kind: str, tmp_path: Path) -
     path = tmp_path / "list.pyth"
     torch.save(content, path)
     message = (
-        f"`path` '{path}' must hold a state dict, or a dict with one under 'model_state'; "
-        f"got {kind}"
+        f"`path` '{path}' must hold a state dict, or a dict with one under 'model_state' or "
+        f"'model'; got {kind}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_slowfast_checkpoint(make_small(), path)

@@ -38,12 +38,18 @@ def wrap_compiled(module: nn.Module) -> nn.Module:
     return torch.compile(module, backend="eager")
 
 
+def compile_in_place(module: nn.Module) -> nn.Module:
+    module.compile(backend="eager")
+    return module
+
+
 WRAPPERS = {
     "ddp": wrap_ddp,
     "compiled": wrap_compiled,
     "ddp of compiled": lambda module: wrap_ddp(wrap_compiled(module)),
     "compiled ddp": lambda module: wrap_compiled(wrap_ddp(module)),
     "data parallel": nn.DataParallel,
+    "compiled in place": compile_in_place,
     "compiled inside": lambda module: nn.Sequential(wrap_compiled(module[0]), *module[1:]),
 }
 

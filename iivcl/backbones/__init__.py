@@ -3,21 +3,29 @@
 Every encoder maps ``(B, 3, T, H, W)`` to ``(B, feature_dim)``.
 """
 
+from ._encoder import VideoEncoder
 from ._heads import PredictionHead, ProjectionHead
 from ._resnet import VideoResNet
 from ._slow import slow_r50, slow_resnet
 from ._slowfast import LoadReport, load_slowfast_checkpoint
-from ._torchvision import mc3_18, r2plus1d_18, r3d_18
+from ._split_norm import SplitBatchNorm
+from ._torchvision import mc3_18, r2plus1d_18, r3d_18, s3d
+from ._transformers import mvit_v2_s, swin3d_t
 
 __all__ = [
     "LoadReport",
     "PredictionHead",
     "ProjectionHead",
+    "SplitBatchNorm",
+    "VideoEncoder",
     "VideoResNet",
     "load_slowfast_checkpoint",
     "mc3_18",
+    "mvit_v2_s",
     "r2plus1d_18",
     "r3d_18",
+    "s3d",
     "slow_r50",
     "slow_resnet",
+    "swin3d_t",
 ]

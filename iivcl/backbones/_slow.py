@@ -27,7 +27,7 @@ def slow_r50(
     Args:
         res5_dilation: See `slow_resnet`.
         in_channels: See `slow_resnet`.
-        gradient_checkpointing: See `VideoResNet`.
+        gradient_checkpointing: See `VideoEncoder`.
 
     Returns:
         The encoder, from ``(B, 3, T, H, W)`` with H, W >= 32 to ``(B, 2048)``; 8 frames of
@@ -68,7 +68,7 @@ def slow_resnet(
         res5_dilation: 2 keeps the resolution of res4 through res5 (stride 1, dilation 2), as
             detectors ask; the parameters are the same.
         in_channels: Channels of the video: 3 for RGB, 2 for optical flow.
-        gradient_checkpointing: See `VideoResNet`.
+        gradient_checkpointing: See `VideoEncoder`.
 
     Returns:
         The encoder, from ``(B, in_channels, T, H, W)`` to ``(B, feature_dim)``.

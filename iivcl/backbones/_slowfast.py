@@ -1,4 +1,4 @@
-"""Published weights of the Slow network, under the names that PySlowFast and PyTorchVideo gave."""
+"""Published weights, under the names that PySlowFast, PyTorchVideo and torchvision gave."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._resnet import VideoResNet
+from ._encoder import VideoEncoder
 
 __all__ = ["LoadReport", "load_slowfast_checkpoint"]
 
 # Of a contrastive model, "backbone" is the query encoder and "backbone_hist" the momentum encoder.
 _PREFIX = re.compile(r"(module\.)?(backbone\.)?")
-_ENCODER = re.compile(r"s[1-5](_fuse)?\.|blocks\.[0-4]\.")  # as opposed to heads and queues
+# As opposed to heads and queues: PySlowFast, PyTorchVideo (whose head is block 5), torchvision.
+_ENCODER = re.compile(
+    r"s[1-5](_fuse)?\.|blocks\.(?!5\.proj\.)\d+\."
+    r"|stem\.|layer[1-4]\.|features\.|stages\.|conv_proj\.|pos_encoding\.|patch_embed\.|norm\."
+)
 
-# Rewritten in this order, every name of the two libraries becomes ours.
+# Rewritten in this order, every name of the three libraries becomes ours.
 _RENAMES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -30,15 +34,17 @@ _RENAMES = [
         (r"^s3\.pathway0_res", "layer2."),
         (r"^s4\.pathway0_res", "layer3."),
         (r"^s5\.pathway0_res", "layer4."),
-        (r"\.branch1\.", ".shortcut.conv."),
-        (r"\.branch1_bn\.", ".shortcut.norm."),
-        (r"\.branch2\.([abc])\.", r".branch.\1.conv."),
-        (r"\.branch2\.([abc])_bn\.", r".branch.\1.norm."),
+        (r"^(layer\d\.\d+)\.branch1\.", r"\1.shortcut.conv."),
+        (r"^(layer\d\.\d+)\.branch1_bn\.", r"\1.shortcut.norm."),
+        (r"^(layer\d\.\d+)\.branch2\.([abc])\.", r"\1.branch.\2.conv."),
+        (r"^(layer\d\.\d+)\.branch2\.([abc])_bn\.", r"\1.branch.\2.norm."),
         # PyTorchVideo
-        (r"^blocks\.0\.", "stem."),
+        (r"^blocks\.0\.(conv|norm)\.", r"stem.\1."),
         (r"^blocks\.([1-4])\.res_blocks\.", r"layer\1."),
         (r"\.branch1_(conv|norm)\.", r".shortcut.\1."),
         (r"\.branch2\.(conv|norm)_([abc])\.", r".branch.\2.\1."),
+        # torchvision
+        (r"^features\.", "stages."),
     )
 ]
 
@@ -56,29 +62,34 @@ class LoadReport(NamedTuple):
     unused: list[str]
 
 
-def load_slowfast_checkpoint(backbone: VideoResNet, path: str | os.PathLike[str]) -> LoadReport:
-    """Load published weights of the Slow network into an encoder.
+def load_slowfast_checkpoint(backbone: VideoEncoder, path: str | os.PathLike[str]) -> LoadReport:
+    """Load published weights of the Slow network, or of torchvision's networks, into an encoder.
 
-    Reads the files of PySlowFast, supervised or self-supervised (of these the query encoder), and
-    of PyTorchVideo. The file is read with ``weights_only=True``: no code in it is run. When it does
-    not fit, nothing is loaded.
+    Reads the files of PySlowFast, supervised or self-supervised (of these the query encoder), of
+    PyTorchVideo and of torchvision, and the state dict of an encoder made here. A pickled file is
+    read with ``weights_only=True``: no code in it is run. A file named ``*.safetensors`` holds the
+    same names and is read by the package safetensors, an extra of this one. When the file does not
+    fit, nothing is loaded.
 
     Args:
-        backbone: The network of the same depth, from `slow_r50` or `slow_resnet`.
-        path: The ``.pyth`` file.
+        backbone: The same network: `slow_r50` or `slow_resnet` of the same depth for the first two
+            libraries, the encoder of the same name for torchvision.
+        path: The ``.pyth``, ``.pth`` or ``.safetensors`` file.
 
     Returns:
         Names that were missing in the file, and names in the file that were not used.
 
     Raises:
         ValueError: The file holds other things than tensors and plain values, or another network.
+        ImportError: A ``.safetensors`` file, and the package is not installed.
 
     Example:
         >>> path = "MoCo_SlowR50_8x8_T2_epoch_00200.pyth"
         >>> report = load_slowfast_checkpoint(slow_r50(), path)  # doctest: +SKIP
 
     Source:
-        Names: github.com/facebookresearch/SlowFast and github.com/facebookresearch/pytorchvideo.
+        Names: github.com/facebookresearch/SlowFast, github.com/facebookresearch/pytorchvideo and
+        github.com/pytorch/vision.
     """
     weights, names, unused = {}, {}, []
     for name, tensor in _read(path).items():
@@ -110,19 +121,36 @@ def load_slowfast_checkpoint(backbone: VideoResNet, path: str | os.PathLike[str]
 
 
 def _read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    if os.fspath(path).endswith(".safetensors"):
+        return _read_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"`path` {os.fspath(path)!r} is not a file of tensors and plain values, and reading "
-            f"anything else could run code. If you trust it, save its `model_state` alone: {error}"
+            f"anything else could run code. If you trust it, save its state dict alone: {error}"
         ) from error
-    state = content.get("model_state", content) if isinstance(content, Mapping) else None
+    state = content
+    for key in ("model_state", "model"):  # PySlowFast; torchvision's training scripts
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            state = content[key]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
             f"`path` {os.fspath(path)!r} must hold a state dict, or a dict with one under "
-            f"'model_state'; got {type(content).__name__}"
+            f"'model_state' or 'model'; got {type(content).__name__}"
         )
+    return state
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            f"`path` {os.fspath(path)!r} is read by the package safetensors, which is not "
+            "installed: pip install 'iivcl[safetensors]'"
+        ) from error
+    state: Mapping[str, Tensor] = load_file(path)
     return state
 
 

@@ -1,12 +1,14 @@
-"""The 18-layer video networks of torchvision, with the classifier removed."""
+"""The convolutional video networks of torchvision, with the classifier removed."""
 
 from __future__ import annotations
 
+from torch import Tensor
 from torchvision.models import WeightsEnum, video
 
+from ._encoder import VideoEncoder, with_mean
 from ._resnet import VideoResNet
 
-__all__ = ["mc3_18", "r2plus1d_18", "r3d_18"]
+__all__ = ["mc3_18", "r2plus1d_18", "r3d_18", "s3d"]
 
 
 def r3d_18(
@@ -18,7 +20,7 @@ def r3d_18(
 
     Args:
         weights: As in ``torchvision.models.video.r3d_18``, such as ``"KINETICS400_V1"``.
-        gradient_checkpointing: See `VideoResNet`.
+        gradient_checkpointing: See `VideoEncoder`.
 
     Returns:
         The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 16 to ``(B, 512)``.
@@ -45,7 +47,7 @@ def mc3_18(
 
     Args:
         weights: As in ``torchvision.models.video.mc3_18``, such as ``"KINETICS400_V1"``.
-        gradient_checkpointing: See `VideoResNet`.
+        gradient_checkpointing: See `VideoEncoder`.
 
     Returns:
         The encoder, from ``(B, 3, T, H, W)`` with H, W >= 16 to ``(B, 512)``.
@@ -71,7 +73,7 @@ def r2plus1d_18(
 
     Args:
         weights: As in ``torchvision.models.video.r2plus1d_18``, such as ``"KINETICS400_V1"``.
-        gradient_checkpointing: See `VideoResNet`.
+        gradient_checkpointing: See `VideoEncoder`.
 
     Returns:
         The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 16 to ``(B, 512)``.
@@ -86,6 +88,47 @@ def r2plus1d_18(
     """
     model = video.r2plus1d_18(weights=weights)
     return _without_classifier(model, (8, 16), gradient_checkpointing)
+
+
+def s3d(
+    *, weights: WeightsEnum | str | None = None, gradient_checkpointing: bool = False
+) -> VideoEncoder:
+    """Build S3D: separable Inception blocks, 1024 features, time and space reduced by 8 and 32.
+
+    The names in the state dict are torchvision's with ``stages.`` for ``features.``, without
+    ``classifier``. torchvision averages windows of 2x7x7 cells and then their outputs; for
+    16 frames of 224x224 pixels, a single window, that is the mean over the map, as here.
+
+    Args:
+        weights: As in ``torchvision.models.video.s3d``, such as ``"KINETICS400_V1"``.
+        gradient_checkpointing: See `VideoEncoder`.
+
+    Returns:
+        The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 32 to ``(B, 1024)``.
+
+    Example:
+        >>> import torch
+        >>> s3d().features(torch.zeros(2, 3, 8, 64, 64)).shape
+        torch.Size([2, 1024, 1, 2, 2])
+
+    Source:
+        Xie et al., "Rethinking Spatiotemporal Feature Learning", arXiv 1712.04851, section 4.
+    """
+    return _S3D(video.s3d(weights=weights), gradient_checkpointing)
+
+
+class _S3D(VideoEncoder):
+    def __init__(self, model: video.S3D, gradient_checkpointing: bool) -> None:
+        super().__init__(
+            feature_dim=1024, strides=(8, 32), gradient_checkpointing=gradient_checkpointing
+        )
+        self.stages = model.features
+
+    def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        x = video
+        for stage in self.stages:
+            x = self._run(stage, x)
+        return with_mean(x)
 
 
 def _without_classifier(
