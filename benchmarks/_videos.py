@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -15,22 +15,18 @@ def h264(gop: int) -> dict[str, str]:
     return {"crf": "23", "g": str(gop), "keyint_min": str(gop), "sc_threshold": "0"}
 
 
-def encode(
-    path: Path, seed: int, *, codec: str = "libx264", options: dict[str, str] | None = None
-) -> Path:
-    """Encode a video that depends on the seed alone, with a keyframe every 250 frames."""
+def encode(path: Path, frames: Iterable[np.ndarray], codec: str, options: dict[str, str]) -> Path:
     with av.open(str(path), "w") as output:
-        settings = h264(250) if options is None else options
-        stream = output.add_stream(codec, rate=FPS, options=settings)
+        stream = output.add_stream(codec, rate=FPS, options=options)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-        for image in draw(seed):
+        for image in frames:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         output.mux(stream.encode())
     return path
 
 
 def draw(seed: int) -> Iterator[np.ndarray]:
-    """Draw textures that pan and turn over each other, with the noise of a camera."""
+    """Draw (H, W, 3) textures that pan and turn over each other, with the noise of a camera."""
     rng = np.random.default_rng(seed)
     textures = [smooth_noise(rng, 512, scale) for scale in (60, 25, 10)]  # (512, 512, 3)
     speed = rng.uniform(-3, 3, (len(textures), 2))

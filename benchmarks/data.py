@@ -47,7 +47,10 @@ def main() -> None:
     logging.getLogger("iivcl.data").setLevel(logging.ERROR)  # unreadable files are meant
 
     with tempfile.TemporaryDirectory() as folder:
-        originals = [_videos.encode(Path(folder) / f"{i}.mp4", seed=i) for i in range(args.videos)]
+        originals = [
+            _videos.encode(Path(folder) / f"{i}.mp4", _videos.draw(i), "libx264", _videos.h264(250))
+            for i in range(args.videos)
+        ]
         encode = runpy.run_path(str(PREPARE))["encode"]
         prepared = [path.with_suffix(".prepared.mp4") for path in originals]
         for source, target in zip(originals, prepared, strict=True):

@@ -113,11 +113,13 @@ def main() -> None:
     load = os.getloadavg()[0]
     decoding, loading, overhead = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for coding, (suffix, codec, options) in CODINGS.items():
-            paths = [
-                str(_videos.encode(Path(folder, f"{i}{suffix}"), i, codec=codec, options=options))
-                for i in range(videos)
-            ]
+        files: dict[str, list[str]] = {coding: [] for coding in CODINGS}
+        for seed in range(videos):
+            frames = list(_videos.draw(seed))
+            for number, (coding, (suffix, codec, options)) in enumerate(CODINGS.items()):
+                path = Path(folder, f"{seed}-{number}{suffix}")
+                files[coding].append(str(_videos.encode(path, frames, codec, options)))
+        for coding, paths in files.items():
             decoding[coding] = time_decoding(paths, rounds)
             for workers in (1, 2):
                 loading[f"{coding}, {workers}"] = time_loading(paths * 3, rounds, workers)
