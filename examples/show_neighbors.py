@@ -91,7 +91,7 @@ def draw(
     rows: list[list[tuple[int, float]]], labels: Tensor, classes: list[str], clips: VideoClips
 ) -> np.ndarray:
     """Draw one row per query: its strip, then those of its neighbours with their cosine."""
-    size = (3.2 * len(rows[0]) + 1.2, 1.0 * len(rows) + 0.5)
+    size = (3.2 * len(rows[0]) + 1.2, 1.05 * len(rows) + 0.5)
     figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, dpi=100, squeeze=False)
     figure.set_facecolor(BACKGROUND)
     for row, videos in zip(axes, rows, strict=True):
@@ -108,14 +108,14 @@ def draw(
                 spine.set(color=colour, linewidth=0 if place == 0 else 2.5)
             if place > 0:
                 name = "" if labels[video] == query_label else f", {classes[labels[video]]}"
-                axis.set_xlabel(f"{similarity:.2f}{name}", color=colour, fontsize=8, labelpad=2)
+                axis.set_xlabel(f"{similarity:.2f}{name}", color=colour, fontsize=13, labelpad=3)
         row[0].set_ylabel(
-            classes[query_label], color=TEXT, fontsize=10, rotation=0, ha="right", va="center"
+            classes[query_label], color=TEXT, fontsize=16, rotation=0, ha="right", va="center"
         )
     titles = ["held-out video", "nearest", "second", "third"]
     for axis, title in zip(axes[0], titles, strict=False):
-        axis.set_title(title, color=TEXT, fontsize=11)
-    figure.subplots_adjust(0.09, 0.04, 0.99, 0.94, wspace=0.04, hspace=0.34)
+        axis.set_title(title, color=TEXT, fontsize=17, pad=9)
+    figure.subplots_adjust(0.125, 0.04, 0.99, 0.94, wspace=0.04, hspace=0.44)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3]
 
