@@ -8,18 +8,19 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from iivcl.data import make_synthetic_videos
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_minimal.py"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
+def run(*arguments: object, example: Path = EXAMPLE) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(example), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_it_trains_on_a_folder_and_writes_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(tmp_path: Path) -> None:
     make_synthetic_videos(tmp_path / "videos", 16, num_classes=2)
     out = tmp_path / "encoder.pt"
     done = run("--data", tmp_path / "videos", "--steps", 3, "--batch-size", 4, "--out", out)
@@ -33,6 +34,14 @@ def test_it_trains_on_a_folder_and_writes_a_whole_checkpoint(tmp_path: Path) -> 
     state = torch.load(out, weights_only=True)
     assert all(value.isfinite().all() for value in state.values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.pt", "videos"]
+
+    show, picture = EXAMPLE.with_name("show_neighbors.py"), tmp_path / "neighbors.png"
+    done = run(out, picture, "--data", tmp_path / "videos", example=show)
+    assert done.returncode == 0, done.stderr
+    purity = r"purity of 3 neighbours of all 4 held-out videos: [01]\.\d{3}"
+    assert re.fullmatch(purity, done.stdout.strip())
+    with Image.open(picture) as image:
+        assert image.size == (1400, 260)  # two rows
 
 
 def test_a_folder_without_videos_and_a_missing_one_are_clear_errors(tmp_path: Path) -> None:
