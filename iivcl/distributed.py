@@ -130,7 +130,7 @@ def gather_sizes(tensor: Tensor) -> list[int]:
         return [tensor.shape[0]]
     own = torch.tensor([tensor.shape[0]], device=tensor.device)
     sizes = own.new_empty(world_size())
-    dist.all_gather_into_tensor(sizes, own)
+    _all_gather(sizes, own)
     return [int(size) for size in sizes.tolist()]
 
 
@@ -153,6 +153,12 @@ def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def _all_gather(output: Tensor, tensor: Tensor) -> None:
+    # torch 2.14 gave the collective a new name, and warns of the old one.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(output, tensor)
+
+
 def _own_rows(rows: int) -> slice:
     return slice(rank() * rows, (rank() + 1) * rows)
 
@@ -163,7 +169,7 @@ def _gather_padded(tensor: Tensor, sizes: list[int]) -> Tensor:
     block = tensor.new_zeros((most, *tensor.shape[1:]))
     block[: tensor.shape[0]] = tensor
     blocks = block.new_empty((len(sizes) * most, *tensor.shape[1:]))
-    dist.all_gather_into_tensor(blocks, block)
+    _all_gather(blocks, block)
     if min(sizes) == most:
         return blocks
     return torch.cat([blocks[r * most : r * most + size] for r, size in enumerate(sizes)])
