@@ -147,7 +147,7 @@ def prefer(chrome: Chrome, scheme: str) -> None:
     """Set what the reader's system prefers: light or dark."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    # The page hears of it with the next frame.
+    # The page hears of it between two frames.
     chrome.execute_async_script(
         "const [done] = arguments; requestAnimationFrame(() => requestAnimationFrame(done))"
     )
@@ -162,7 +162,6 @@ def visit(chrome: Chrome, address: str) -> Findings:
     for log in ("browser", "performance"):
         drain(chrome, log)  # of what the page before left
     resize(chrome, DESKTOP)
-    prefer(chrome, "light")
     chrome.get(address)
     links = "return [...document.querySelectorAll('.md-nav--primary a[href]')].map(a => a.href)"
     navigation = {link.partition("#")[0] for link in chrome.execute_script(links)}

@@ -181,8 +181,9 @@ def test_faults_of_a_page_are_found(browser: Chrome, tmp_path: Path) -> None:
         <body data-md-color-scheme="light">
         <script>
           console.error("loud");
-          matchMedia("(prefers-color-scheme: dark)").addEventListener(
-              "change", () => document.body.setAttribute("data-md-color-scheme", "dark"));
+          const follow = ({matches}) =>
+              document.body.setAttribute("data-md-color-scheme", matches ? "dark" : "light");
+          matchMedia("(prefers-color-scheme: dark)").addEventListener("change", follow);
         </script>
         <script src="http://elsewhere.example/script.js"></script>
         <main class="md-container"><div class="md-content">
