@@ -54,6 +54,15 @@ def test_other_names_are_missing_as_ever(renamed: types.ModuleType, name: str) -
     assert renamed.present == 1  # without a warning, which would be an error here
 
 
+def test_hook_as_it_is_described() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    module = types.ModuleType("described")
+    exec(block, vars(module))
+    with pytest.raises(AttributeError, match=r"^module 'described' has no attribute 'unknown'$"):
+        module.unknown  # noqa: B018
+
+
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_row_of_the_table_holds(row: Deprecated) -> None:
     """The hook is in place, the new name public, the old one not, and its version is out."""
