@@ -201,7 +201,7 @@ def network(chrome: Chrome) -> tuple[set[str], list[str]]:
         match event["method"]:
             case "Network.requestWillBeSent":
                 addresses[params["requestId"]] = params["request"]["url"]
-            case "Network.loadingFailed":
+            case "Network.loadingFailed" if not params.get("canceled"):  # as by leaving a page
                 address = addresses.get(params["requestId"], "?")
                 failed.append(f"{address}: {params['errorText']}")
             case "Network.responseReceived" if params["response"]["status"] >= 400:

@@ -42,8 +42,9 @@ def test_old_name_is_the_new_object_and_the_warning_names_both(renamed: types.Mo
     with pytest.warns(DeprecationWarning, match=f"^{re.escape(message)}$") as caught:
         assert renamed.OldQueue is queues.MoCoQueue
     assert [warning.filename for warning in caught] == [__file__]  # the line of the user
-    with pytest.warns(DeprecationWarning, match=r"use iivcl\.momentum\.momentum_copy"):
+    with pytest.warns(DeprecationWarning, match=r"use iivcl\.momentum\.momentum_copy") as caught:
         from renamed import moved
+    assert [warning.filename for warning in caught] == [__file__]
     assert moved is iivcl.momentum.momentum_copy
 
 
