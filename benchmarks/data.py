@@ -145,9 +145,9 @@ def measure_memory(folder: Path, num_videos: int, epochs: int = 5) -> dict[str, 
 
 
 def resident_megabytes(pid: int) -> float:
-    """Memory that belongs to a process alone: pages shared with others are not counted."""
+    """Memory that a process alone has written: files that others may map are not counted."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) / 1024
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty")) / 1024
 
 
 def to_markdown(report: dict[str, Any]) -> str:
