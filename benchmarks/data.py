@@ -6,33 +6,30 @@ Generates textured videos of 340x256, 10 s and 30 fps in H.264 with a keyframe e
 re-encodes them as `examples/prepare_videos.py` does, and reads two clips of 8 frames, stride 8,
 per video. What counts is the time of the CPU, of which all need one thread, so that other
 programs disturb little; the contenders take turns, and ratios are medians over videos and rounds.
-Then 2,000 small files are read for five epochs to see whether memory grows. Results go to
-``benchmarks/results/data.json`` and ``.md``.
+Before that, 2,000 small files are read for five epochs to see whether memory grows.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import logging
 import os
-import platform
 import runpy
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import _videos
 import av
 import torch
+from _measure import environment, number, publish, table
 from torch.utils.data import DataLoader
 
 from iivcl.data import VideoClips, make_synthetic_videos, probe
 
-RESULTS = Path(__file__).parent / "results"
 PREPARE = Path(__file__).parents[1] / "examples" / "prepare_videos.py"
 CLIP = {"num_frames": 8, "stride": 8, "clips_per_video": 2}
 SHORT_SIDE, GOP = 128, 8  # of the prepared files: the defaults of the script
@@ -42,11 +39,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="few files: does it run at all?")
     args = parser.parse_args()
+    args.device = "cpu"
+    if args.quick:
+        args.videos, args.rounds = 1, 1
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]
     logging.getLogger("iivcl.data").setLevel(logging.ERROR)  # unreadable files are meant
 
     with tempfile.TemporaryDirectory() as folder:
+        # First, since memory that others have freed would hide growth.
+        memory = measure_memory(Path(folder) / "small", 100 if args.quick else 2000)
         originals = [
             _videos.encode(Path(folder) / f"{i}.mp4", _videos.draw(i), "libx264", _videos.h264(250))
             for i in range(args.videos)
@@ -60,13 +64,11 @@ def main() -> None:
             name: sum(path.stat().st_size for path in paths) / len(paths) / 2**20
             for name, paths in (("original", originals), ("prepared", prepared))
         }
-        memory = measure_memory(Path(folder) / "small")
 
     base = milliseconds["exact, scaled"]
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "av", "numpy")}
-    results = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs",
-        "versions": versions | {"python": platform.python_version()},
+    report = {
+        "environment": environment("cpu", ("av", "numpy")),
+        "load": [load, os.getloadavg()[0]],
         "files": (
             f"{args.videos} of {_videos.FRAMES}x{_videos.HEIGHT}x{_videos.WIDTH}, GOP 250, "
             f"{megabytes['original']:.2f} MB each; prepared: short side {SHORT_SIDE}, GOP {GOP}, "
@@ -80,10 +82,7 @@ def main() -> None:
         },
         "memory": memory,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "data.json").write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "data.md").write_text(to_markdown(results))
-    print(to_markdown(results))
+    publish("data", args, report, to_markdown(report))
 
 
 def contenders(originals: list[Path], prepared: list[Path]) -> dict[str, Callable[[int], object]]:
@@ -124,7 +123,7 @@ def compare(
     return times
 
 
-def measure_memory(folder: Path, num_videos: int = 2000, epochs: int = 5) -> dict[str, object]:
+def measure_memory(folder: Path, num_videos: int, epochs: int = 5) -> dict[str, object]:
     """Read many files with bad ones among them; note the memory of all processes per epoch."""
     sources = make_synthetic_videos(folder, 50, num_frames=24, size=48)
     missing = folder / "missing.mp4"
@@ -146,40 +145,31 @@ def measure_memory(folder: Path, num_videos: int = 2000, epochs: int = 5) -> dic
 
 
 def resident_megabytes(pid: int) -> float:
-    """Memory that belongs to a process alone: pages shared with others are not counted."""
+    """Memory that a process alone has written: files that others may map are not counted."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) / 1024
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty")) / 1024
 
 
-def to_markdown(results: dict) -> str:
-    times = results["milliseconds_per_video"]
-    speeds = results["speed_relative_to_exact_scaled"]
-    rows = [f"| {name} | {times[name]:.1f} | {speeds[name]:.2f} |" for name in times]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    memory = results["memory"]
+def to_markdown(report: dict[str, Any]) -> str:
+    times = report["milliseconds_per_video"]
+    speeds = report["speed_relative_to_exact_scaled"]
+    memory = report["memory"]
     epochs = memory["megabytes_of_main_and_workers_after_each_epoch"]
     return "\n".join(
         [
-            "# Two clips of 8 frames, stride 8, from one video",
-            "",
-            "`python benchmarks/data.py`",
-            "",
-            f"{results['machine']}; {versions}. Files: {results['files']}.",
-            "",
-            "Medians of CPU time. Speed is relative to exact reading, scaled to the prepared size.",
-            "",
-            "| reading | CPU ms per video | speed |",
-            "| --- | --- | --- |",
-            *rows,
-            "",
-            f"# Private memory over {memory['videos']} videos x {len(epochs)} epochs",
-            "",
-            f"{memory['unreadable']} of them unreadable; two workers that stay. MB per epoch.",
-            "",
-            "| epoch | main process | worker 0 | worker 1 |",
-            "| --- | --- | --- | --- |",
-            *(f"| {i} | " + " | ".join(map(str, row)) + " |" for i, row in enumerate(epochs)),
-            "",
+            "# Two clips of 8 frames, stride 8, from one video\n",
+            f"Files: {report['files']}. Medians of CPU time. Speed is relative to exact reading, "
+            "scaled to the prepared size.\n",
+            table(
+                ["reading", "CPU ms per video", "speed"],
+                [[name, number(times[name]), number(speeds[name], 2)] for name in times],
+            ),
+            f"## Private memory over {memory['videos']} videos x {len(epochs)} epochs\n",
+            f"{memory['unreadable']} of them unreadable; two workers that stay. MB per epoch.\n",
+            table(
+                ["epoch", "main process", "worker 0", "worker 1"],
+                [[epoch, *megabytes] for epoch, megabytes in enumerate(epochs)],
+            ),
         ]
     )
 
