@@ -247,7 +247,8 @@ def to_markdown(report: dict[str, Any]) -> str:
             "also leaves out rows of the query's own video.\n",
             table(["B", "K", "D", "k", *names, "ms per million rows", *ratio_names], times),
             "## Peak memory beyond bank and queries\n",
-            "MiB at k=5 and D=128 (lightly: k=1); bound is what `estimate` tells.\n",
+            "MiB at k=5 and D=128 (lightly: k=1) by which the process grows, with what the BLAS "
+            "library packs and the allocator keeps; bound is what `estimate` tells of tensors.\n",
             table(["B", "K", *names, "bound"], memory),
         ]
     )
