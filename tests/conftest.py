@@ -20,3 +20,14 @@ def seeded_and_restored_rng() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def subnormal_floats() -> Iterator[None]:
+    """Switch subnormal floats on again after a test that has compiled with torch 2.4.
+
+    Its inductor links kernels with ``-ffast-math``, and loading one switches them off for good, in
+    the whole process.
+    """
+    yield
+    torch.set_flush_denormal(False)

@@ -57,7 +57,7 @@ class Compose(Transform[tuple[Any, ...]]):
     ) -> tuple[Any, ...]:
         """Draw the parameters of every transform; see :meth:`Transform.make_params`."""
         params = []
-        for transform in self:
+        for transform in self._each():
             params.append(transform.make_params(video, generator))
             size = transform.output_size(*video.shape[-2:])
             if size != video.shape[-2:]:  # a stand-in of the next shape that holds one number
@@ -74,7 +74,7 @@ class Compose(Transform[tuple[Any, ...]]):
         check_video(video)
         _check_lengths(params, len(video))
         if len(video) == 0 or video.requires_grad or not values_are_free(video):
-            for transform, own in zip(self, params, strict=True):
+            for transform, own in zip(self._each(), params, strict=True):
                 video = transform.apply(video, own)
             return video
         out, scratch = torch.empty(0), Scratch()
@@ -87,12 +87,12 @@ class Compose(Transform[tuple[Any, ...]]):
         return out
 
     def _apply_lazily(self, clip: LazyClip, params: tuple[Any, ...]) -> None:
-        for transform, own in zip(self, params, strict=True):
+        for transform, own in zip(self._each(), params, strict=True):
             transform._apply_lazily(clip, own)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after all transforms."""
-        for transform in self:
+        for transform in self._each():
             height, width = transform.output_size(height, width)
         return height, width
 
@@ -100,7 +100,11 @@ class Compose(Transform[tuple[Any, ...]]):
         return len(self.transforms)
 
     def __iter__(self) -> Iterator[Transform[Any]]:
-        return iter(self.transforms)  # type: ignore[arg-type]
+        return iter(self._each())
+
+    def _each(self) -> Sequence[Transform[Any]]:
+        # What loops go over: torch 2.4 compiles none over a module with an `__iter__` of its own.
+        return self.transforms  # type: ignore[return-value]
 
     @overload
     def __getitem__(self, index: int) -> Transform[Any]: ...

@@ -118,8 +118,9 @@ def _jitter_batched(video: Tensor, params: ColorJitterParams) -> Tensor:
 
     Three of the four operations blend with black, a mean gray or a gray, which makes them one.
     """
-    orders = params.order.to(video.device, non_blocking=True)  # (B, 4)
-    amounts = torch.stack(params[:4], dim=1).to(video.device, non_blocking=True)  # (B, 4)
+    *each, order = params  # torch 2.4 compiles no slice of a named tuple
+    orders = order.to(video.device, non_blocking=True)  # (B, 4)
+    amounts = torch.stack(each, dim=1).to(video.device, non_blocking=True)  # (B, 4)
     shift = amounts[:, 3].view(-1, 1, 1, 1, 1)
     video = video.clone()
     for position in range(4):
