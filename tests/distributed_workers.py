@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from iivcl import IIVCLLoss, NNSupportQueue
 from iivcl import distributed as D
+from iivcl.data import TarClips
 
 DIM = 6
 
@@ -128,3 +130,9 @@ def loss_of_all(
 def run_jobs(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[Any]:
     """Several of the above, one after the other."""
     return [worker(rank, world, *arguments) for worker, *arguments in jobs]
+
+
+def places_in_shards(rank: int, world_size: int, folder: Path) -> list[int]:
+    """Read the shards of this rank, whichever the process group says that it is."""
+    dataset = TarClips(folder, batch_size=2, num_frames=4, stride=3, short_side=48)
+    return [index for _, index in dataset]

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 import webdataset
+from distributed_workers import places_in_shards
 from torch.utils.data import DataLoader
 from videos import read_barcodes, write_video
 
 from iivcl.data import DecodeError, Failure, TarClips, collate_clips
 from iivcl.data._shards import list_samples
+from iivcl.testing import run_on_ranks
 
 CLIP = {"num_frames": 4, "stride": 3, "short_side": 48}
 SHARD = 1 << 32  # from a sample of one shard to the same of the next
@@ -259,6 +261,25 @@ def test_substitutes_come_next_in_the_order(broken: list[Path], video: bytes) ->
     with pytest.raises(DecodeError, match="Invalid data found"):
         list(dataset)
     assert len(dataset.failures()) == 11
+
+
+def test_archive_that_vanishes_has_its_error(tmp_path: Path, video: bytes) -> None:
+    shard = write_shard(tmp_path / "a.tar", [(f"{i}.mp4", video) for i in range(4)])
+    dataset = TarClips(shard, batch_size=1, shuffle_buffer=0, on_error="skip", **CLIP)
+    samples = iter(dataset)
+    assert next(samples)[1] == 0
+    shard.unlink()
+    assert list(samples) == [None] * 3
+    cause = f"{shard}/1.mp4: No such file or directory"
+    assert dataset.failures()[0] == Failure(0, 1, f"{shard}/1.mp4", cause)
+    assert dataset.path(3) == str(shard)
+
+
+def test_ranks_are_those_of_the_process_group(folder: Path) -> None:
+    parts = run_on_ranks(2, places_in_shards, folder)
+    for rank, part in enumerate(parts):
+        alone = TarClips(folder, batch_size=2, rank=rank, world_size=2, **CLIP)
+        assert part == [index for _, index in alone]
 
 
 def test_archives_that_are_none(tmp_path: Path, video: bytes) -> None:

@@ -128,7 +128,9 @@ class VideoClips(Readings, Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         index = range(len(self))[index]  # negative indices, and IndexError behind the end
-        return self._read_first((i, partial(self._read, i)) for i in self._candidates(index))
+        return self._read_first(
+            (i, self.path(i), partial(self._read, i)) for i in self._candidates(index)
+        )
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index

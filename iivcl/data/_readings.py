@@ -80,30 +80,30 @@ class Readings(ABC):
             if not causes:
                 raise
             for index, cause in causes.items():
-                self._record(index, cause)
+                self._record(index, self.path(index), cause)
             raise DecodeError("; ".join(causes.values())) from error
 
-    def _read_first(self, readings: Iterable[tuple[int, Callable[[], Any]]]) -> Any:
+    def _read_first(self, readings: Iterable[tuple[int, str, Callable[[], Any]]]) -> Any:
         """Return what the first sample gives that can be read, else raise the last error or skip.
 
         Args:
-            readings: The number of each sample to try, and what reads it.
+            readings: The number and the path of each sample to try, and what reads it.
         """
         last: DecodeError | None = None
-        for index, read in readings:
+        for index, path, read in readings:
             try:
                 with self._flying(index):
                     return read()
             except DecodeError as error:
-                self._record(index, str(error))
+                self._record(index, path, str(error))
                 last = error
         if self._on_error == "skip":
             return None
         assert last is not None  # there is at least one sample to try
         raise last
 
-    def _record(self, index: int, cause: str) -> None:
-        self._failures.add(Failure(int(self._epoch), index, self.path(index), cause))
+    def _record(self, index: int, path: str, cause: str) -> None:
+        self._failures.add(Failure(int(self._epoch), index, path, cause))
 
     @contextmanager
     def _flying(self, index: int) -> Iterator[None]:

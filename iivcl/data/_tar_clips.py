@@ -165,7 +165,8 @@ class TarClips(Readings, IterableDataset[Any]):
     def path(self, index: int) -> str:
         """Return the path of one video: that of its archive and its name in it."""
         shard, number = index >> _SHARD_BITS, index % (1 << _SHARD_BITS)
-        return list_samples(self._shards[shard])[number].path
+        samples = list_samples(self._shards[shard])
+        return samples[min(number, len(samples) - 1)].path  # the last one is the damage, if any
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
         """Choose the epoch that comes next, in running workers as well, and where it begins.
@@ -191,7 +192,9 @@ class TarClips(Readings, IterableDataset[Any]):
         order = itertools.islice(order, int(self._start), self._length)
         for place, places in enumerate(order):
             if place // self._batch_size % num_workers == number:
-                yield self._read_first((p.index, partial(self._read, p)) for p in places)
+                yield self._read_first(
+                    (p.index, p.sample.path, partial(self._read, p)) for p in places
+                )
 
     def _order(self, epoch: int) -> Iterator[_Place]:
         """Yield the samples of this rank, without end: those of its shards, then of others."""
