@@ -9,7 +9,6 @@ commutes with the map, and so does hue as long as no channel mixes with another.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -31,18 +30,14 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._held: dict[tuple[str, torch.Size, torch.dtype], Tensor] = {}
 
-    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def take(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Give the memory of this name, whatever it held."""
-        size = math.prod(shape)
-        if (
-            name not in self._held
-            or len(self._held[name]) < size
-            or self._held[name].dtype != dtype
-        ):
-            self._held[name] = torch.empty(size, dtype=dtype)
-        return self._held[name][:size].view(shape)
+        key = name, shape, dtype
+        if key not in self._held:
+            self._held[key] = torch.empty(shape, dtype=dtype)
+        return self._held[key]
 
 
 class LazyClip:
