@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from iivcl.augment import (
     ResizeShortSide,
     ToFloat,
     Transform,
+    _jitter_batched,
 )
 
 REGISTRY: dict[str, Callable[[], Transform[Any]]] = {
@@ -202,6 +204,43 @@ def test_batched_form_equals_the_form_for_the_cpu(
 
 
 @EVERY
+@DTYPES
+@pytest.mark.parametrize("compiling", [False, True])
+def test_channels_may_lie_apart(
+    transform: Transform[Any], dtype: torch.dtype, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form that pipelines take when they are compiled."""
+    video = make_video(6, 3, 4, 21, 25, dtype=dtype)
+    params = transform.make_params(video)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    expected = transform.apply(video, params)
+    for parts in ([video], list(video.split(1, dim=1))):
+        actual = torch.cat(list(transform._apply_to_parts(parts, params)), dim=1)
+        assert_same(actual, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("compiling", [False, True])
+def test_jitter_of_a_whole_batch_equals_clip_by_clip(
+    compiling: bool, channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all 24 orders, with one pass ahead for the mean gray level and without."""
+    video = make_video(24, channels, 2, 9, 11, dtype=dtype)
+    jitter = ColorJitter(brightness=0.6, contrast=0.6, saturation=0.6, hue=0.5)
+    params = jitter.make_params(video)
+    params = params._replace(order=torch.tensor(list(itertools.permutations(range(4)))))
+    expected = jitter.apply(video, params)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    amounts = torch.stack(params[:4], dim=1)
+    planes = _jitter_batched.jitter(video.split(1, dim=1), amounts, params.order)
+    actual = torch.cat(planes, dim=1)
+    assert actual.dtype == dtype
+    atol = 1 if dtype == torch.uint8 else 2e-5
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=atol)
+
+
+@EVERY
 @pytest.mark.parametrize("compiling", [False, True])
 def test_autocast_changes_nothing(
     transform: Transform[Any], compiling: bool, monkeypatch: pytest.MonkeyPatch
@@ -259,7 +298,7 @@ def test_presets_equal_their_transforms_one_by_one(name: str) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("name", ["moco_v2", "evaluation"])
+@pytest.mark.parametrize("name", ["rho_moco", "evaluation"])
 def test_presets_compile_into_one_graph(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

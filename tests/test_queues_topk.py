@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iivcl.queues import exact_topk
+from iivcl.queues import _topk, exact_topk
 
 
 def check_topk(
@@ -60,6 +60,13 @@ def test_equals_brute_force(
     check_topk(query, bank, k, mask, exact_topk(query, bank, k, mask=mask, chunk_size=chunk_size))
 
 
+@pytest.fixture(params=["the CPU's form", "an accelerator's form"])
+def either_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param.startswith("an"):
+        monkeypatch.setattr(_topk, "_is_on_cpu", lambda tensor: False)
+
+
+@pytest.mark.usefixtures("either_form")
 @pytest.mark.parametrize("rows", [4096, 5000, 16384 + 1, 70001])
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_equals_full_product_on_a_large_bank(rows: int, k: int) -> None:
@@ -68,6 +75,20 @@ def test_equals_full_product_on_a_large_bank(rows: int, k: int) -> None:
     mask = torch.rand(rows) < 0.9
     for m in (None, mask, torch.rand(17, rows) < 0.5):
         check_topk(query, bank, k, m, exact_topk(query, bank, k, mask=m))
+
+
+@pytest.mark.usefixtures("either_form")
+@pytest.mark.parametrize("chunk_size", [None, 3000])
+@pytest.mark.parametrize("k", [1, 20])
+def test_rows_of_the_same_id_are_left_out(k: int, chunk_size: int | None) -> None:
+    query = F.normalize(torch.randn(17, 32), dim=1)
+    bank = F.normalize(torch.randn(5000, 32), dim=1)
+    query_ids = torch.randint(-3, 3, (17,)) << 32 | torch.randint(0, 3, (17,))
+    bank_ids = torch.randint(-3, 3, (5000,)) << 32 | torch.randint(0, 3, (5000,))
+    found = _topk.search(
+        query, bank, k, chunk_size=chunk_size, query_ids=query_ids, bank_ids=bank_ids
+    )
+    check_topk(query, bank, k, query_ids[:, None] != bank_ids, found)
 
 
 def test_the_best_rows_may_share_one_block_or_lie_at_the_very_end() -> None:

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from iivcl.augment import functional as F
 from iivcl.augment._lazy import LazyClip
-from iivcl.augment._transform import Transform, check_probability, draw_uniform
+from iivcl.augment._transform import (
+    Parts,
+    Transform,
+    check_probability,
+    draw_uniform,
+    planes_of,
+)
 from iivcl.augment.functional import _color_kernels as kernels
 from iivcl.augment.functional._clip import check_mask
 
@@ -50,6 +56,15 @@ class RandomGrayscale(Transform[GrayscaleParams]):
         """Turn the chosen clips gray; see :meth:`Transform.apply`."""
         return F.to_grayscale(video, params.where)
 
+    def _apply_to_parts(self, parts: Parts, params: GrayscaleParams) -> Parts:
+        planes = planes_of(parts)
+        if len(planes) != 3:
+            return super()._apply_to_parts(parts, params)
+        check_mask("where", params.where, len(planes[0]))
+        gray = kernels.gray_of(planes, kernels.white_of(planes[0])).to(planes[0].dtype)
+        where = params.where.view(-1, 1, 1, 1, 1)
+        return [torch.where(where, gray, plane) for plane in planes]
+
     def _apply_lazily(self, clip: LazyClip, params: GrayscaleParams) -> None:
         if not clip.is_colored():
             return super()._apply_lazily(clip, params)
@@ -84,6 +99,8 @@ class RandomSolarize(Transform[SolarizeParams]):
         Grill et al., "Bootstrap your own latent" (arXiv 2006.07733), appendix B.
     """
 
+    _by_channel = True
+
     def __init__(self, threshold: float = 0.5, *, p: float = 0.2) -> None:
         super().__init__()
         if not 0 <= threshold <= 1:
@@ -116,6 +133,8 @@ class ToFloat(Transform[tuple[()]]):
         >>> ToFloat()(torch.full((1, 3, 8, 4, 4), 255, dtype=torch.uint8)).max()
         tensor(1.)
     """
+
+    _by_channel = True
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -169,6 +188,13 @@ class Normalize(Transform[tuple[()]]):
     def apply(self, video: Tensor, params: tuple[()]) -> Tensor:  # type: ignore[override]
         """Normalise; see :meth:`Transform.apply`."""
         return F.normalize(video, mean=self.mean, std=self.std)
+
+    def _apply_to_parts(self, parts: Parts, params: tuple[()]) -> Parts:
+        planes = planes_of(parts)
+        if len(parts) == 1 or len(planes) != len(self.mean):
+            return super()._apply_to_parts(parts, params)
+        each = zip(planes, self.mean, self.std, strict=True)
+        return [F.normalize(plane, mean=[mean], std=[std]) for plane, mean, std in each]
 
     def _apply_lazily(self, clip: LazyClip, params: tuple[()]) -> None:
         if not (clip.is_colored() and len(self.mean) == clip.shape[1]):

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from iivcl.augment._lazy import LazyClip, Scratch
 from iivcl.augment._transform import (
+    Parts,
     Transform,
     check_probability,
     draw_uniform,
+    join,
     like,
+    planes_of,
     take_clips,
 )
 from iivcl.augment.functional._clip import (
@@ -74,6 +77,8 @@ class Compose(Transform[tuple[Any, ...]]):
         check_video(video)
         _check_lengths(params, len(video))
         if len(video) == 0 or video.requires_grad or not values_are_free(video):
+            if torch.compiler.is_compiling():
+                return join(self._apply_to_parts([video], params))
             for transform, own in zip(self._each(), params, strict=True):
                 video = transform.apply(video, own)
             return video
@@ -89,6 +94,11 @@ class Compose(Transform[tuple[Any, ...]]):
     def _apply_lazily(self, clip: LazyClip, params: tuple[Any, ...]) -> None:
         for transform, own in zip(self._each(), params, strict=True):
             transform._apply_lazily(clip, own)
+
+    def _apply_to_parts(self, parts: Parts, params: tuple[Any, ...]) -> Parts:
+        for transform, own in zip(self._each(), params, strict=True):
+            parts = transform._apply_to_parts(parts, own)
+        return parts
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after all transforms."""
@@ -164,6 +174,16 @@ class RandomApply(Transform[RandomApplyParams]):
             return out
 
         return select_clips("where", params.where, video, changed)
+
+    def _apply_to_parts(self, parts: Parts, params: RandomApplyParams) -> Parts:
+        check_mask("where", params.where, len(parts[0]))
+        changed = self.transform._apply_to_parts(parts, params.inner)
+        if len(changed) != len(parts):
+            parts = [join(parts)] if len(changed) == 1 else planes_of(parts)
+        where = params.where.view(-1, 1, 1, 1, 1)
+        for before, after in zip(parts, changed, strict=True):
+            _check_kept((before.shape, before.dtype), (after.shape, after.dtype))
+        return [torch.where(where, after, part) for after, part in zip(changed, parts, strict=True)]
 
     def _apply_lazily(self, clip: LazyClip, params: RandomApplyParams) -> None:
         check_mask("where", params.where, 1)

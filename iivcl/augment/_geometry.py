@@ -124,6 +124,8 @@ class RandomHorizontalFlip(Transform[FlipParams]):
         tensor([2., 1., 0.])
     """
 
+    _by_channel = True
+
     def __init__(self, *, p: float = 0.5) -> None:
         super().__init__()
         self.p = check_probability(p)

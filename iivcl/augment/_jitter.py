@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from iivcl.augment._jitter_batched import jitter
 from iivcl.augment._lazy import LazyClip
-from iivcl.augment._transform import Transform, check_range, draw_uniform
+from iivcl.augment._transform import (
+    Parts,
+    Transform,
+    check_range,
+    draw_uniform,
+    join,
+    planes_of,
+)
 from iivcl.augment.functional import _color_kernels as kernels
 from iivcl.augment.functional._clip import check_unit_range, values_are_free
 
@@ -83,7 +90,13 @@ class ColorJitter(Transform[ColorJitterParams]):
         check_unit_range(video)
         if values_are_free(video) and values_are_free(params.order):
             return _jitter_each(video, params)
-        return _jitter_batched(video, params)
+        return join(_jitter_batched(planes_of([video]), params))
+
+    def _apply_to_parts(self, parts: Parts, params: ColorJitterParams) -> Parts:
+        planes = planes_of(parts)
+        if len(planes) not in (1, 3):
+            return super()._apply_to_parts(parts, params)
+        return _jitter_batched(planes, params)
 
     def _apply_lazily(self, clip: LazyClip, params: ColorJitterParams) -> None:
         if not clip.is_colored():
@@ -113,33 +126,11 @@ def _jitter_each(video: Tensor, params: ColorJitterParams) -> Tensor:
 _KERNELS = (kernels.brightness_, kernels.contrast_, kernels.saturation_, kernels.hue)
 
 
-def _jitter_batched(video: Tensor, params: ColorJitterParams) -> Tensor:
-    """All clips at once, whatever their orders are, without reading an order on the host.
-
-    Three of the four operations blend with black, a mean gray or a gray, which makes them one.
-    """
+def _jitter_batched(planes: list[Tensor], params: ColorJitterParams) -> list[Tensor]:
+    device = planes[0].device
     *each, order = params  # torch 2.4 compiles no slice of a named tuple
-    orders = order.to(video.device, non_blocking=True)  # (B, 4)
-    amounts = torch.stack(each, dim=1).to(video.device, non_blocking=True)  # (B, 4)
-    shift = amounts[:, 3].view(-1, 1, 1, 1, 1)
-    video = video.clone()
-    for position in range(4):
-        op = orders[:, position : position + 1]  # (B, 1)
-        factor = amounts.gather(1, op).view(-1, 1, 1, 1, 1)
-        step = partial(_one_of_four, op=op.view(-1, 1, 1, 1, 1), shift=shift)
-        kernels.apply_(step, video, factor)
-    return video
-
-
-def _one_of_four(
-    values: Tensor, factor: Tensor | float, white: int, *, op: Tensor, shift: Tensor
-) -> Tensor:
-    """Apply to every clip the operation that ``op`` (B, 1, 1, 1, 1) names."""
-    gray = kernels.gray_level(values, white)  # (B, 1, T, H, W)
-    mean = gray.mean(dim=(3, 4), keepdim=True)
-    turned = kernels.hue(values, shift, white)
-    kernels.blend_(values, mean * (op == 1) + gray * (op == 2), factor, white)
-    return torch.where(op == 3, turned, values)
+    amounts = torch.stack(each, dim=1).to(device, non_blocking=True)  # (B, 4)
+    return jitter(planes, amounts, order.to(device, non_blocking=True))
 
 
 def _factor_range(name: str, value: float | tuple[float, float]) -> tuple[float, float]:

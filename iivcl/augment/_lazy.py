@@ -104,8 +104,8 @@ class LazyClip:
         if values.shape[1] == 1:
             return
         spare = self._spare()
-        planes = [self._take(f"plane {i}", values[:, :1].shape) for i in range(4)]
-        self._video = kernels.hue(values, shift, 1, out=spare, planes=planes)
+        scratch = [self._take(f"plane {i}", values[:, :1].shape) for i in range(4)]
+        self._video = kernels.hue(values, shift, 1, out=spare, scratch=scratch)
 
     def gray(self) -> None:
         """Turn gray."""

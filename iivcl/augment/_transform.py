@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from iivcl.augment._lazy import LazyClip
-from iivcl.augment.functional._clip import (
-    Rows,
-    check_video,
-)
+from iivcl.augment.functional._clip import Rows, check_video
 
 __all__ = ["Transform"]
 
 Params = TypeVar("Params")
+
+Parts = Sequence[Tensor]
+"""A video (B, C, T, H, W) in one part or several along its channels."""
 
 
 class Transform(nn.Module, Generic[Params]):
@@ -26,10 +26,13 @@ class Transform(nn.Module, Generic[Params]):
     height or width. Transforms keep no state between calls.
     """
 
+    _by_channel = False  # whether no channel of the result depends on another channel
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "apply" in vars(cls) and "_apply_lazily" not in vars(cls):  # what it inherits is another
-            cls._apply_lazily = Transform._apply_lazily  # type: ignore[method-assign]
+        for form in ("_apply_lazily", "_apply_to_parts", "_by_channel"):
+            if "apply" in vars(cls) and form not in vars(cls):  # what it inherits is another's
+                setattr(cls, form, getattr(Transform, form))
 
     def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> Params:
         """Draw the parameters of every clip.
@@ -77,6 +80,14 @@ class Transform(nn.Module, Generic[Params]):
         """Apply the parameters of one clip, which may compute their effect later."""
         clip.replace(self.apply(clip.result(), params))
 
+    def _apply_to_parts(self, parts: Parts, params: Params) -> Parts:
+        """Apply the parameters to a video whose channels may lie apart: the form for a compiler.
+
+        What is done to pixels then stays a chain of arithmetic, which a compiler turns into one
+        pass over memory; a tensor of all channels in between would cut it.
+        """
+        return [self.apply(part, params) for part in (parts if self._by_channel else [join(parts)])]
+
 
 def draw_uniform(
     video: Tensor,
@@ -91,6 +102,16 @@ def draw_uniform(
     device = video.device if generator is None else generator.device
     unit = torch.rand(shape, device=device, generator=generator)
     return (low + (high - low) * unit).to(video.device, non_blocking=True)
+
+
+def join(parts: Parts) -> Tensor:
+    """Put the parts of a video together."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
+
+
+def planes_of(parts: Parts) -> list[Tensor]:
+    """Take a video apart into its channels, (B, 1, T, H, W) each."""
+    return [plane for part in parts for plane in torch.split(part, 1, dim=1)]
 
 
 def take_clips(params: Any, rows: Rows) -> Any:

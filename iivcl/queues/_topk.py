@@ -113,7 +113,7 @@ def search(
 
 
 def _default_chunk_size(query: Tensor, bank: Tensor) -> int:
-    if query.device.type == "cpu":
+    if _is_on_cpu(query):
         return 65536
     return max(_TILE, 2**25 // max(query.shape[0], 1))  # 128 MiB of similarities
 
@@ -131,18 +131,27 @@ def _search(
     with torch.no_grad(), full_float32(query):
         query = query.float()
         columns = _Columns(query, bank, row_mask, pair_mask, query_ids, bank_ids)
-        values = query.new_full((query.shape[0], k), -torch.inf)
-        indices = torch.zeros_like(values, dtype=torch.int64)
-        if query.shape[0] == 0:
-            return values, indices
+        best: tuple[Tensor, Tensor] | None = None
         for start in range(0, bank.shape[0], chunk_size):
             stop = min(start + chunk_size, bank.shape[0])
             # Few rows per k: the second pass would read as much as the first.
-            direct = stop - start < 8 * _BLOCK * k
+            direct = query.shape[0] == 0 or stop - start < 8 * _BLOCK * k
             found = (_search_directly if direct else _search_blocks)(columns, start, stop, k)
-            values, order = torch.cat([values, found[0]], 1).topk(k)
-            indices = torch.cat([indices, found[1]], 1).gather(1, order)
-        return _rescore(query, bank, values, indices)
+            best = found if best is None else _merge(best, found, k)
+        assert best is not None  # a bank has rows
+        return _rescore(query, bank, *best)
+
+
+def _is_on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _merge(
+    best: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], k: int
+) -> tuple[Tensor, Tensor]:
+    values, indices = torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1]], 1)
+    values, order = values.topk(min(k, values.shape[1]), sorted=False)
+    return values, indices.gather(1, order)
 
 
 class _Columns:
@@ -169,7 +178,7 @@ class _Columns:
             )
         self.pair_mask = pair_mask
         self.query_ids, self.bank_ids = query_ids, bank_ids
-        if query_ids is not None and bank_ids is not None:
+        if query_ids is not None and bank_ids is not None and _is_on_cpu(query):
             self.query_halves, self.bank_halves = _halves(query_ids), _halves(bank_ids)
 
     def tile(self, start: int, stop: int, out: Tensor) -> Tensor:
@@ -179,23 +188,22 @@ class _Columns:
             torch.mm(rows, self.query_t, out=out)
         else:
             torch.addmm(self.bias[start:stop], rows, self.query_t, out=out)
-        if self.query_ids is not None:
-            # Two int32 halves compared straight into float32 take a third of the time of one
-            # int64 comparison and a masked fill.
-            low = torch.eq(
-                self.bank_halves[0, start:stop, None],
-                self.query_halves[0],
-                out=torch.empty_like(out),
-            )
-            high = torch.eq(
-                self.bank_halves[1, start:stop, None],
-                self.query_halves[1],
-                out=torch.empty_like(out),
-            )
-            out.addcmul_(low, high, value=-_FAR)
+        if self.query_ids is not None and self.bank_ids is not None:
+            self._exclude_same_ids(slice(start, stop), self.query_ids, self.bank_ids, out)
         if self.pair_mask is not None:
             out.masked_fill_(~self.pair_mask[:, start:stop].T, -torch.inf)
         return out
+
+    def _exclude_same_ids(self, rows: slice, query_ids: Tensor, ids: Tensor, out: Tensor) -> None:
+        if not _is_on_cpu(out):
+            out.masked_fill_(ids[rows, None] == query_ids, -torch.inf)
+            return
+        # Two int32 halves compared straight into float32 take a third of the time there.
+        low, high = (
+            torch.eq(bank[rows, None], query, out=torch.empty_like(out))
+            for bank, query in zip(self.bank_halves, self.query_halves, strict=True)
+        )
+        out.addcmul_(low, high, value=-_FAR)
 
     def pairs(self, rows: Tensor) -> Tensor:
         """Compute the similarities (B, R) of a few ``rows`` (B, R) of the bank per query."""
@@ -225,7 +233,7 @@ def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Te
     maxima = columns.query.new_empty(-(-rows // _BLOCK), batch)
     held = rows_held(columns.query, rows)
     buffer = columns.query.new_empty(-(-held // _BLOCK) * _BLOCK, batch)
-    tile = min(held, _TILE) if columns.query.device.type == "cpu" else held
+    tile = min(held, _TILE) if _is_on_cpu(columns.query) else held
     for first in range(0, rows, tile):
         last = min(first + tile, rows)
         place = first % held  # a whole number of tiles is held
@@ -249,7 +257,7 @@ def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Te
 
 def rows_held(query: Tensor, rows: int) -> int:
     """Count the bank rows of a chunk whose similarities are held at once."""
-    if query.device.type != "cpu" or 4 * query.shape[0] * rows <= _HELD_BYTES:
+    if not _is_on_cpu(query) or 4 * query.shape[0] * rows <= _HELD_BYTES:
         return rows
     return min(rows, _TILE)
 

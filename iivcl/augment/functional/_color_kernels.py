@@ -8,11 +8,13 @@ memory of the size of a clip costs more than the arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Kernel = Callable[[Tensor, "Tensor | float", int], Tensor]
+Planes = Sequence[Tensor]  # one per channel, 1 or 3, all of one shape
 
 GRAY = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 
@@ -54,9 +56,14 @@ def blend_(values: Tensor, other: Tensor, factor: Tensor | float, white: int) ->
 
 def gray_level(values: Tensor, white: int) -> Tensor:
     """Gray level (B, 1, T, H, W), a whole number where the video is uint8."""
-    if values.shape[1] == 1:
-        return values
-    red, green, blue = values.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
+    return gray_of(values.unsqueeze(2).unbind(1), white)
+
+
+def gray_of(planes: Planes, white: int) -> Tensor:
+    """Gray level of the pixels of one or three planes."""
+    if len(planes) == 1:
+        return planes[0]
+    red, green, blue = planes
     gray = red.mul(GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
     return gray if white == 1 else gray.floor_()
 
@@ -67,7 +74,7 @@ def hue(
     white: int,
     *,
     out: Tensor | None = None,
-    planes: Sequence[Tensor | None] = (None, None, None, None),
+    scratch: Sequence[Tensor | None] = (None, None, None, None),
 ) -> Tensor:
     """Turn the hue by a share of the circle, keeping saturation and value of HSV.
 
@@ -78,49 +85,68 @@ def hue(
     hue is ever computed, no case needs a mask and nothing is divided by a chroma of 0. The other
     way, the channels ahead and behind change places.
 
-    The result goes to ``out``, and what it takes to ``planes`` (B, 1, T, H, W), or to fresh memory.
+    With a number for ``shift``, the result goes to ``out`` and what it takes to ``scratch``
+    (B, 1, T, H, W), or to fresh memory.
     """
-    if values.shape[1] == 1:
+    planes = values.unsqueeze(2).unbind(1)  # (B, 1, T, H, W) each
+    if len(planes) == 1:
         return values
     if isinstance(shift, Tensor):
-        own, ahead, behind, sixths = _neighbors_of_each(values, shift)
-    else:
-        own, ahead, behind, sixths = _neighbors(values, shift)
-    lowest = torch.amin(values, 1, keepdim=True, out=planes[0])
-    highest = torch.amax(values, 1, keepdim=True, out=planes[1])
-    point = torch.lerp(lowest, highest, sixths, out=planes[2])
-    turned = torch.empty_like(values) if out is None else out
+        return torch.cat(hue_of(planes, shift, white), 1)
+    thirds, left = _split_turn(shift)
+    step = -1 if left < 0 else 1
+    own, ahead, behind = (
+        [planes[(i - thirds + j) % 3] for i in range(3)] for j in (0, step, -step)
+    )
+    lowest = torch.amin(values, 1, keepdim=True, out=scratch[0])
+    highest = torch.amax(values, 1, keepdim=True, out=scratch[1])
+    point = torch.lerp(lowest, highest, abs(left), out=scratch[2])
+    outs: Sequence[Tensor | None] = [None] * 3 if out is None else out.unsqueeze(2).unbind(1)
+    turned = [
+        _turn(*of_one, point, lowest, highest, white, scratch[3])
+        for of_one in zip(outs, own, ahead, behind, strict=True)
+    ]
+    return torch.cat(turned, 1) if out is None else out
+
+
+def hue_of(planes: Planes, shift: Tensor, white: int) -> list[Tensor]:
+    """Compute what :func:`hue` does, for three planes and a shift that differs between clips.
+
+    The shift, which broadcasts with the planes, chooses between them by masks and is not read.
+    """
+    thirds, left = _split_turn(shift)
+    left, places = left.to(planes[0].dtype), thirds % 3
+    moved = [torch.where(places == 1, planes[i - 1], planes[i - 2]) for i in range(3)]
+    own = [torch.where(places == 0, planes[i], moved[i]) for i in range(3)]
+    lowest = torch.minimum(torch.minimum(own[0], own[1]), own[2])
+    highest = torch.maximum(torch.maximum(own[0], own[1]), own[2])
+    point = torch.lerp(lowest, highest, left.abs())
+    turned = []
     for i in range(3):
-        distance = torch.sub(behind[i], point, out=planes[3]).abs_()
-        channel = turned[:, i : i + 1].copy_(own[i])
-        channel.sub_(ahead[i]).sub_(distance).add_(highest).clamp_(lowest, highest)
-    if white == 255:  # equal bins of [0, 256) once they are rounded down
-        turned.mul_((256 - 1e-3) / 255)
+        ahead = torch.where(left < 0, own[i - 1], own[i - 2])
+        behind = torch.where(left < 0, own[i - 2], own[i - 1])
+        turned.append(_turn(None, own[i], ahead, behind, point, lowest, highest, white))
     return turned
 
 
-Channels = list[Tensor]  # three of (B, 1, T, H, W)
+def _split_turn(shift: Any) -> Any:
+    """Whole thirds of the circle, and what is left of a turn, in sixths."""
+    thirds = torch.round(3 * shift) if isinstance(shift, Tensor) else round(3 * shift)
+    return thirds, 6 * shift - 2 * thirds
 
 
-def _neighbors(values: Tensor, shift: float) -> tuple[Channels, Channels, Channels, Tensor | float]:
-    """Channels in place, those ahead and those behind, and the turn that is left in sixths."""
-    thirds = round(3 * shift)
-    left = 6 * shift - 2 * thirds
-    step = -1 if left < 0 else 1
-    places = [[(i - thirds + j) % 3 for i in range(3)] for j in (0, step, -step)]
-    own, ahead, behind = ([values[:, i : i + 1] for i in place] for place in places)
-    return own, ahead, behind, abs(left)
-
-
-def _neighbors_of_each(
-    values: Tensor, shift: Tensor
-) -> tuple[Channels, Channels, Channels, Tensor | float]:
-    """The same for a shift (B, 1, 1, 1, 1) that differs from clip to clip, without reading it."""
-    thirds = torch.round(3 * shift)
-    left = 6 * shift - 2 * thirds
-    step = torch.where(left < 0, -1, 1).view(-1, 1)  # (B, 1)
-    place = torch.arange(3, device=values.device) - thirds.long().view(-1, 1)  # (B, 3)
-    clips = torch.arange(len(values), device=values.device).unsqueeze(1)  # (B, 1)
-    places = (place, place + step, place - step)
-    own, ahead, behind = (list(values[clips, place % 3].unsqueeze(2).unbind(1)) for place in places)
-    return own, ahead, behind, left.abs().to(values.dtype)
+def _turn(
+    out: Tensor | None,
+    own: Tensor,
+    ahead: Tensor,
+    behind: Tensor,
+    point: Tensor,
+    lowest: Tensor,
+    highest: Tensor,
+    white: int,
+    scratch: Tensor | None = None,
+) -> Tensor:
+    distance = torch.sub(behind, point, out=scratch).abs_()
+    turned = torch.sub(own, ahead, out=out).sub_(distance).add_(highest).clamp_(lowest, highest)
+    # Of uint8, equal bins of [0, 256) once they are rounded down.
+    return turned if white == 1 else turned.mul_((256 - 1e-3) / 255)

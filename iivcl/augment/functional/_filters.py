@@ -11,6 +11,8 @@ from iivcl.augment.functional._clip import check_video, per_clip, values_are_fre
 from iivcl.augment.functional._separable import (
     apply_banded,
     apply_banded_to_clip,
+    apply_taps,
+    gaussian_taps,
     gaussian_weights,
 )
 
@@ -50,6 +52,8 @@ def gaussian_blur(video: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
         for clip, width_of_clip, blurred in zip(video, sigma, out, strict=True):
             blurred.copy_(blur_clip(clip, width_of_clip, kernel_size))
         return out
+    if torch.compiler.is_compiling():
+        return apply_taps(video, gaussian_taps(sigma, kernel_size))
     height, width = video.shape[-2:]
     vertical = gaussian_weights(sigma, kernel_size, height)
     horizontal = vertical if width == height else gaussian_weights(sigma, kernel_size, width)

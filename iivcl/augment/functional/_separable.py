@@ -27,14 +27,15 @@ def apply_separable(video: Tensor, vertical: Tensor, horizontal: Tensor) -> Tens
     b, c, t, height, width = video.shape
     out_height, out_width = vertical.shape[1], horizontal.shape[1]
     dtype = _dtype_of_products(video)
-    rows = video.to(dtype).reshape(b, c * t * height, width)
+    # With the rows of its frames side by side, a clip takes one product for each direction.
+    frames = video.permute(0, 3, 1, 2, 4).reshape(b, height, c * t * width).to(dtype)
     with without_autocast(video):
-        rows = rows @ horizontal.to(dtype).mT  # (B, CTH, w)
-        frames = rows.view(b, c * t, height, out_width)
-        frames = vertical.to(dtype).unsqueeze(1) @ frames  # (B, CT, h, w)
+        columns = vertical.to(dtype) @ frames  # (B, h, CTW)
+        rows = columns.view(b, out_height * c * t, width) @ horizontal.to(dtype).mT  # (B, hCT, w)
     if not video.is_floating_point():
-        frames = frames.round().clamp(0, 255)
-    return frames.to(video.dtype).view(b, c, t, out_height, out_width)
+        rows = rows.round_().clamp_(0, 255)
+    out = video.new_empty(b, c, t, out_height, out_width)
+    return out.copy_(rows.view(b, out_height, c, t, out_width).permute(0, 2, 3, 1, 4))
 
 
 def _dtype_of_products(video: Tensor) -> torch.dtype:
@@ -73,6 +74,32 @@ def apply_banded(video: Tensor, vertical: Tensor, horizontal: Tensor, radius: in
     if not video.is_floating_point():
         blurred = blurred.round_()
     return blurred.to(video.dtype).view(video.shape)
+
+
+def apply_taps(video: Tensor, taps: Tensor) -> Tensor:
+    """Weigh every pixel and its neighbours, along rows and then along columns, frames reflected.
+
+    A sum of shifted videos is slow as it stands: it is for a compiler, which makes one pass over
+    memory of each direction.
+
+    Args:
+        video: (B, C, T, H, W).
+        taps: (B, K) weights of an odd number of neighbours.
+
+    Returns:
+        (B, C, T, H, W) in the dtype of ``video``.
+    """
+    values = video.to(torch.promote_types(video.dtype, torch.float32))
+    weights = taps.to(values.dtype).view(*taps.shape, 1, 1, 1, 1).unbind(1)  # K of (B, 1, 1, 1, 1)
+    for axis in (4, 3):
+        source = reflected(values.shape[axis], len(weights) // 2, video.device)  # (size, K)
+        shifted = [values.index_select(axis, pixels) for pixels in source.unbind(1)]
+        values = weights[0] * shifted[0]
+        for weight, neighbor in zip(weights[1:], shifted[1:], strict=True):
+            values = values + weight * neighbor
+    if not video.is_floating_point():
+        values = values.round()
+    return values.to(video.dtype)
 
 
 def apply_banded_to_clip(
@@ -142,6 +169,23 @@ def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
+def gaussian_taps(sigma: Tensor, kernel_size: int) -> Tensor:
+    """Weights (B, kernel_size) of a Gaussian of width ``sigma`` (B,) pixels; they sum to 1."""
+    radius = kernel_size // 2
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    return torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)) ** 2, dim=1)
+
+
+def reflected(size: int, radius: int, device: torch.device) -> Tensor:
+    """Pixels (size, 2 * radius + 1) around each pixel of an axis, reflected at its ends.
+
+    The end pixel is not repeated: -1 becomes 1, and ``size`` becomes ``size - 2``.
+    """
+    offsets = torch.arange(-radius, radius + 1, device=device)
+    pixels = torch.arange(size, device=device).view(-1, 1) + offsets
+    return (size - 1) - ((size - 1) - pixels.abs()).abs()
+
+
 def gaussian_weights(sigma: Tensor, kernel_size: int, size: int) -> Tensor:
     """Weights that blur an axis with a Gaussian of ``kernel_size`` taps, reflected at the ends.
 
@@ -153,12 +197,8 @@ def gaussian_weights(sigma: Tensor, kernel_size: int, size: int) -> Tensor:
     Returns:
         (B, size, size) float32, rows sum to 1.
     """
-    radius = kernel_size // 2
-    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
-    taps = torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)) ** 2, dim=1)  # (B, kernel_size)
-    # Reflection without repeating the end pixel: -1 -> 1, size -> size - 2.
-    source = torch.arange(size, device=sigma.device).view(-1, 1) + offsets  # (size, kernel_size)
-    source = (size - 1) - ((size - 1) - source.abs()).abs()
+    taps = gaussian_taps(sigma, kernel_size)
+    source = reflected(size, kernel_size // 2, sigma.device)
     weights = taps.new_zeros(len(sigma), size, size)
     return weights.scatter_add(
         2, source.expand(len(sigma), -1, -1), taps.unsqueeze(1).expand(-1, size, -1)
