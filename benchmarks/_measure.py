@@ -23,6 +23,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 PAUSE = 0.01  # seconds, in which the threads of the contender before fall asleep
+GPU_SAMPLE = 5.0  # milliseconds at least that runs on a GPU are timed together
 Times = dict[str, list[float]]  # milliseconds of every contender in every round
 
 
@@ -47,20 +48,40 @@ def take_turns(
     runs: dict[str, Callable[[], object]], *, device: str, seconds: float, least: int = 4
 ) -> Times:
     """Time the contenders one after the other, round after round."""
-    clock = host_clock(device)
+    time_one = _milliseconds_on_gpu if device == "cuda" else _milliseconds_on_cpu
     times: Times = {name: [] for name in runs}
     started, rounds = time.perf_counter(), 0
     while rounds <= least or (time.perf_counter() - started < seconds and rounds <= 100):
         for name, run in runs.items():
             time.sleep(PAUSE)
-            start = clock()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            milliseconds = time_one(run)
             if rounds:  # the first one warms up
-                times[name].append(1e3 * (clock() - start))
+                times[name].append(milliseconds)
         rounds += 1
     return times
+
+
+def _milliseconds_on_cpu(run: Callable[[], object]) -> float:
+    clock = host_clock("cpu")
+    start = clock()
+    run()
+    return 1e3 * (clock() - start)
+
+
+def _milliseconds_on_gpu(run: Callable[[], object]) -> float:
+    """By the GPU's own clock, which also counts where it waits for the host to launch kernels."""
+    once = _between_events(run, 1)  # wakes the GPU up after the pause
+    return _between_events(run, max(1, min(100, round(GPU_SAMPLE / once))))
+
+
+def _between_events(run: Callable[[], object], repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / repeats
 
 
 def host_clock(device: str) -> Callable[[], float]:
@@ -137,7 +158,7 @@ def environment(device: str, packages: Sequence[str]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", *packages)},
-        "clock": "CPU time" if _counts_cpu_time(device) else "wall time",
+        "clock": _clock_name(device),
     }
 
 
@@ -148,6 +169,12 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(": ")[1]
     return platform.processor() or platform.machine()
+
+
+def _clock_name(device: str) -> str:
+    if device == "cuda":
+        return "GPU time between events"
+    return "CPU time" if _counts_cpu_time(device) else "wall time"
 
 
 def _counts_cpu_time(device: str) -> bool:

@@ -45,6 +45,7 @@ class Scene:
         self.ids = torch.arange(setting.videos, device=setting.device)  # videos not in the queue
         self.keys = F.normalize(torch.randn(ROWS, DIM), dim=1).to(setting.device)
         self.transform = augment.rho_moco(setting.pixels)
+        self.apply = self.transform.apply
         self.generator = torch.Generator().manual_seed(0)
         self.autocast = functools.partial(
             torch.autocast,
@@ -55,7 +56,7 @@ class Scene:
 
     def views(self) -> Tensor:
         """Augment both clips of every video: (2B, C, T, H, W)."""
-        views = self.transform(self.clips, generator=self.generator)
+        views = self.apply(self.clips, self.transform.make_params(self.clips, self.generator))
         return views.contiguous(memory_format=self.memory_format)
 
     def optimizer(self, *, fused: bool | None = None) -> torch.optim.Optimizer:
@@ -81,6 +82,7 @@ def iivcl_step(scene: Scene, *, passes: int = 1, compiled: bool = False) -> Step
     encoder, key_encoder = scene.encoder, scene.key_encoder
     if compiled:
         encoder, key_encoder = torch.compile(encoder), torch.compile(key_encoder)
+        scene.apply = torch.compile(scene.apply, fullgraph=True)
     ids = scene.ids.repeat(2)  # (2B,)
 
     def step(mark: Mark) -> Tensor:
