@@ -8,7 +8,7 @@ import torch
 
 from .._checks import check_choice
 from ._moco import Distribution
-from ._topk import _BLOCK, _CANDIDATE_BYTES, _TILE, _default_chunk_size, rows_held
+from ._topk import _BLOCK, _CANDIDATE_BYTES, _TILE, _default_chunk_size, has_blocks, rows_held
 
 __all__ = ["Estimate", "estimate"]
 
@@ -114,7 +114,8 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
     chunk = min(rows, _default_chunk_size(placed, placed))
     held = rows_held(placed, chunk)
     tile = min(held, _TILE) if device == "cpu" else held
-    few = 8 * _BLOCK * k  # a chunk of fewer rows is searched without blocks
+    blocks = has_blocks(placed, chunk, k)
+    directly = min(chunk, 8 * _BLOCK * k) if blocks else chunk  # the rest of the last chunk
     candidates = k * _BLOCK
     converted = 0 if itemsize == _FLOAT else _FLOAT * dim  # per row that is not yet float32
 
@@ -123,7 +124,7 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
     # What is held; of a tile the comparisons of both halves of the ids, and one of them before its
     # conversion.
     first_pass = maxima + similarities + 3 * _FLOAT * queries * (tile + _BLOCK) + converted * tile
-    without_blocks = (4 * _FLOAT * queries + converted) * min(chunk, few)
+    without_blocks = (4 * _FLOAT * queries + converted) * directly
     # Beside the gathered rows, their numbers, values and masks.
     at_once = min(queries, max(1, _CANDIDATE_BYTES // (_FLOAT * dim * candidates)))
     gathered = at_once * candidates * (_FLOAT * dim + (dim * itemsize if converted else 0) + 20)
@@ -133,6 +134,6 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
 
     results = 64 * queries * k
     copies_of_queries = 5 * _FLOAT * queries * dim
-    phases = [without_blocks, rescoring, *([first_pass, second_pass] if chunk >= few else [])]
+    phases = [without_blocks, rescoring, *([first_pass, second_pass] if blocks else [])]
     masks, ages = 13 * rows, 20 * rows
     return copies_of_queries + results + max(masks + max(phases), ages)

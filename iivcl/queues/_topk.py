@@ -18,6 +18,7 @@ __all__ = ["exact_topk"]
 _BLOCK = 16  # rows that share one maximum
 _TILE = 2048  # bank rows whose similarities are held at once on the CPU: they stay in its cache
 _HELD_BYTES = 2**24  # similarities of a chunk that the CPU holds until the second pass
+_FEW_QUERIES = 8  # the CPU multiplies so few with the bank faster as rows than as columns
 _FAR = 1e30  # subtracted from the similarity of an excluded row; cosines lie in [-1, 1]
 _CANDIDATE_BYTES = 2**24  # rows of the best blocks gathered at once in the second pass
 
@@ -134,9 +135,8 @@ def _search(
         best: tuple[Tensor, Tensor] | None = None
         for start in range(0, bank.shape[0], chunk_size):
             stop = min(start + chunk_size, bank.shape[0])
-            # Few rows per k: the second pass would read as much as the first.
-            direct = query.shape[0] == 0 or stop - start < 8 * _BLOCK * k
-            found = (_search_directly if direct else _search_blocks)(columns, start, stop, k)
+            find = _search_blocks if has_blocks(query, stop - start, k) else _search_directly
+            found = find(columns, start, stop, k)
             best = found if best is None else _merge(best, found, k)
         assert best is not None  # a bank has rows
         return _rescore(query, bank, *best)
@@ -262,10 +262,17 @@ def rows_held(query: Tensor, rows: int) -> int:
     return min(rows, _TILE)
 
 
+def has_blocks(query: Tensor, rows: int, k: int) -> bool:
+    """Tell whether the two passes pay for a chunk of ``rows``."""
+    if query.shape[0] <= (_FEW_QUERIES if _is_on_cpu(query) else 0):
+        return False
+    return rows >= 8 * _BLOCK * k  # else the second pass would read as much as the first
+
+
 def _search_directly(columns: _Columns, start: int, stop: int, k: int) -> tuple[Tensor, Tensor]:
-    similarity = columns.query.new_empty(stop - start, columns.query.shape[0])
-    columns.tile(start, stop, similarity)
-    values, indices = similarity.T.contiguous().topk(min(k, stop - start), sorted=False)
+    similarity = columns.query.new_empty(columns.query.shape[0], stop - start)
+    columns.tile(start, stop, similarity.T)
+    values, indices = similarity.topk(min(k, stop - start), sorted=False)
     return values, indices + start
 
 
