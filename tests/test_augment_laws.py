@@ -311,3 +311,11 @@ def test_presets_compile_into_one_graph(
     assert drawn.shape == (4, 3, 2, *preset.output_size(21, 25))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the same form, not compiled
     torch.testing.assert_close(actual, preset.apply(video, params), rtol=0, atol=1e-4)
+
+
+def test_inductor_computes_the_colours_of_a_preset() -> None:
+    colours = augment.rho_moco(20)[2:]
+    video = make_video(6, 3, 2, 20, 20)
+    params = colours.make_params(video)
+    actual = torch.compile(colours.apply, fullgraph=True)(video, params)
+    torch.testing.assert_close(actual, colours.apply(video, params), rtol=0, atol=1e-4)

@@ -65,25 +65,31 @@ def column_log_sum_exp(
     """
     from ._streaming import streaming_log_sum_exp
 
-    chunk_size = choose_chunk_size(chunk_size, query.shape[0], keys.shape[0])
+    chunk_size = choose_chunk_size(chunk_size, query, keys.shape[0])
     if chunk_size != "dense":
         return streaming_log_sum_exp(query, keys, columns, temperature, chunk_size)
     logits = query @ keys.to(query.dtype).T / temperature  # (B, M)
     return log_sum_exp(columns.mask_(logits, slice(0, keys.shape[0]), NO_LOGIT))
 
 
-def choose_chunk_size(chunk_size: ChunkSize, batch: int, keys: int) -> int | Literal["dense"]:
-    """Return the user's choice; else dense for a small matrix and streaming for others."""
+def check_chunk_size(chunk_size: ChunkSize) -> None:
+    """Check the user's choice."""
     if isinstance(chunk_size, int) and chunk_size < 1:
         raise ValueError(f'`chunk_size` must be at least 1, "dense" or None; got {chunk_size}')
+
+
+def choose_chunk_size(chunk_size: ChunkSize, query: Tensor, keys: int) -> int | Literal["dense"]:
+    """Return the user's choice; else dense for a small matrix and streaming for others."""
+    check_chunk_size(chunk_size)
     if chunk_size is not None:
         return chunk_size
-    return "dense" if batch * keys <= _DENSE_LOGITS else streaming_chunk_size(batch)
+    return "dense" if query.shape[0] * keys <= _DENSE_LOGITS else streaming_chunk_size(query)
 
 
-def streaming_chunk_size(batch: int) -> int:
-    """Return the keys per step that make a chunk of logits 4 MiB of float32."""
-    return max(1024, 2**20 // max(batch, 1))
+def streaming_chunk_size(query: Tensor) -> int:
+    """Return the keys per step whose logits fit the cache of the device and are worth a step."""
+    logits = 2**20 if query.device.type == "cpu" else 2**23  # 4 and 32 MiB of float32
+    return max(1024, logits // max(query.shape[0], 1))
 
 
 def _one_hot(places: Tensor, width: int) -> Tensor:
@@ -93,4 +99,12 @@ def _one_hot(places: Tensor, width: int) -> Tensor:
     return marks.scatter(1, torch.where(inside, places, width), True)[:, :-1]
 
 
-__all__ = ["NO_LOGIT", "ChunkSize", "Columns", "choose_chunk_size", "column_log_sum_exp"]
+__all__ = [
+    "NO_LOGIT",
+    "ChunkSize",
+    "Columns",
+    "check_chunk_size",
+    "choose_chunk_size",
+    "column_log_sum_exp",
+    "streaming_chunk_size",
+]

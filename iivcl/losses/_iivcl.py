@@ -12,7 +12,7 @@ from .. import distributed as D
 from .._checks import check_choice, check_floating, check_positive, check_same_device, check_shape
 from .._precision import without_autocast
 from ..queues import MoCoQueue, Neighbors, NNSupportQueue
-from ._columns import ChunkSize, choose_chunk_size
+from ._columns import ChunkSize, check_chunk_size
 from ._forms import FORMS, Form, log_add_exp, log_sum_exp, row_losses
 from ._info_nce import as_several, normalize_alike
 from ._queue_logits import batch_log_sum_exp, queue_logits
@@ -102,7 +102,7 @@ class IIVCLLoss(nn.Module):
             raise ValueError(f"`min_age` must be at least 0; got {min_age}")
         check_positive("temperature", temperature)
         check_choice("form", form, FORMS)
-        choose_chunk_size(chunk_size, 1, 1)
+        check_chunk_size(chunk_size)
         self.num_neighbors, self.min_age = num_neighbors, min_age
         self.temperature, self.form = temperature, form
         self.inter_weight, self.batch_negatives = inter_weight, batch_negatives

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_floating, check_positive, check_shape
 from .._precision import without_autocast
-from ._columns import ChunkSize, Columns, choose_chunk_size, column_log_sum_exp
+from ._columns import (
+    ChunkSize,
+    Columns,
+    check_chunk_size,
+    choose_chunk_size,
+    column_log_sum_exp,
+)
 from ._forms import (
     FORMS,
     REDUCTIONS,
@@ -109,7 +115,7 @@ def multi_positive_info_nce(
             weights = positive_weights.masked_fill(~positive, 0.0)
             positive = weights > 0
         negative = candidate & ~positive_mask
-        chunk_size = choose_chunk_size(chunk_size, *positive.shape)
+        chunk_size = choose_chunk_size(chunk_size, query, positive.shape[1])
         if chunk_size == "dense":
             logits = query @ keys.T / temperature  # (B, M)
             losses = row_losses(
@@ -212,7 +218,7 @@ class InfoNCELoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(temperature, form, reduction)
-        choose_chunk_size(chunk_size, 1, 1)
+        check_chunk_size(chunk_size)
         self.temperature, self.form, self.reduction = temperature, form, reduction
         self.chunk_size = chunk_size
 

@@ -38,7 +38,7 @@ def queue_logits(
     if chunk_size is None:
         # Streaming whatever the size: its backward pass does not read the queue, which may have
         # been written by then.
-        chunk_size = streaming_chunk_size(query.shape[0])
+        chunk_size = streaming_chunk_size(query)
     of_queue = _logits_over_shards if queue.is_sharded else _logits_of_own
     return of_queue(query, queue, ids, found.indices, found.valid, temperature, chunk_size)
 

@@ -121,10 +121,11 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
 
     maxima = _FLOAT * queries * -(-chunk // _BLOCK)
     similarities = _FLOAT * queries * (held + _BLOCK)
-    # What is held; of a tile the comparisons of both halves of the ids, and one of them before its
-    # conversion.
-    first_pass = maxima + similarities + 3 * _FLOAT * queries * (tile + _BLOCK) + converted * tile
-    without_blocks = (4 * _FLOAT * queries + converted) * directly
+    # Of a tile, on the CPU the comparisons of both halves of the ids, and one of them before its
+    # conversion; elsewhere the comparison, and its union with the mask of rows.
+    compared = (3 * _FLOAT if device == "cpu" else 2) * queries
+    first_pass = maxima + similarities + compared * (tile + _BLOCK) + converted * tile
+    without_blocks = (_FLOAT * queries + compared + converted) * directly
     # Beside the gathered rows, their numbers, values and masks.
     at_once = min(queries, max(1, _CANDIDATE_BYTES // (_FLOAT * dim * candidates)))
     gathered = at_once * candidates * (_FLOAT * dim + (dim * itemsize if converted else 0) + 20)
