@@ -110,9 +110,9 @@ def _numbers_per_key(dim: int, k: int, distributed: Distribution) -> int:
 def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device: str) -> int:
     """Follow `NNSupportQueue.nearest` through its phases, of which one is the largest."""
     # "meta" stands for an accelerator, which the machine that plans need not have.
-    placed = torch.empty(queries, 0, device="cpu" if device == "cpu" else "meta")
+    placed = torch.empty(queries, dim, device="cpu" if device == "cpu" else "meta")
     chunk = min(rows, _default_chunk_size(placed, placed))
-    held = rows_held(placed, chunk)
+    held = rows_held(placed, chunk, k)
     tile = min(held, _TILE) if device == "cpu" else held
     blocks = has_blocks(placed, chunk, k)
     directly = min(chunk, 8 * _BLOCK * k) if blocks else chunk  # the rest of the last chunk

@@ -22,7 +22,7 @@ _TILE = 2048  # bank rows whose similarities are held at once on the CPU: they s
 _HELD_BYTES = 2**24  # similarities of a chunk that the CPU holds until the second pass
 _FEW_QUERIES = 8  # the CPU multiplies so few with the bank faster as rows than as columns
 _FAR = 1e30  # subtracted from the similarity of an excluded row; cosines lie in [-1, 1]
-_CANDIDATE_BYTES = 2**24  # rows of the best blocks gathered at once in the second pass
+_CANDIDATE_BYTES = 2**20  # rows of the best blocks gathered at once in the second pass: the cache
 
 
 def exact_topk(
@@ -245,7 +245,7 @@ def _halves(ids: Tensor) -> Tensor:
 def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Tensor, Tensor]:
     batch, rows = columns.query.shape[0], stop - start
     maxima = columns.query.new_empty(-(-rows // _BLOCK), batch)
-    held = rows_held(columns.query, rows)
+    held = rows_held(columns.query, rows, k)
     buffer = columns.query.new_empty(-(-held // _BLOCK) * _BLOCK, batch)
     tile = min(held, _TILE) if _is_on_cpu(columns.query) else held
     for first in range(0, rows, tile):
@@ -269,11 +269,12 @@ def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Te
     return values, candidates.gather(1, order) + start
 
 
-def rows_held(query: Tensor, rows: int) -> int:
+def rows_held(query: Tensor, rows: int, k: int) -> int:
     """Count the bank rows of a chunk whose similarities are held at once."""
-    if not _is_on_cpu(query) or 4 * query.shape[0] * rows <= _HELD_BYTES:
-        return rows
-    return min(rows, _TILE)
+    batch, dim = query.shape
+    # Worth it when the second pass would read more than is written and read here.
+    fits = 4 * batch * rows <= _HELD_BYTES and 2 * rows <= _BLOCK * k * dim
+    return rows if fits or not _is_on_cpu(query) else min(rows, _TILE)
 
 
 def has_blocks(query: Tensor, rows: int, k: int) -> bool:
