@@ -55,13 +55,22 @@ def test_reading_a_value_would_raise() -> None:
         embeddings() + torch.zeros(BATCH, DIM, device="cpu")
 
 
-@pytest.mark.parametrize("source", ["cpu", "cuda"])
-@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize(
+    ("drawn", "compiling"),
+    [
+        ("on the device", False),
+        ("on the device", True),
+        ("on the host", False),
+        ("on the host", True),
+        ("for the host", True),  # not compiled, values on the host may be read
+    ],
+)
 @pytest.mark.parametrize("name", ["moco_v2", "rho_moco", "cvrl", "evaluation"])
-def test_presets(name: str, compiling: bool, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets(name: str, compiling: bool, drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     video = torch.empty(BATCH, 3, 4, 64, 85, dtype=torch.uint8)
     preset = getattr(augment, name)(32)
-    params = preset.make_params(video, torch.Generator(source) if source == "cpu" else None)
+    generator = None if drawn == "on the device" else torch.Generator("cpu")
+    params = preset.make_params(video.cpu() if drawn == "for the host" else video, generator)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     out = preset.apply(video, params)
     assert out.device.type == "cuda"

@@ -18,7 +18,7 @@ from iivcl.augment._transform import (
     planes_of,
 )
 from iivcl.augment.functional import _color_kernels as kernels
-from iivcl.augment.functional._clip import check_mask
+from iivcl.augment.functional._clip import check_mask, choose_clips
 
 __all__ = ["Normalize", "RandomGrayscale", "RandomSolarize", "ToFloat"]
 
@@ -62,8 +62,7 @@ class RandomGrayscale(Transform[GrayscaleParams]):
             return super()._apply_to_parts(parts, params)
         check_mask("where", params.where, len(planes[0]))
         gray = kernels.gray_of(planes, kernels.white_of(planes[0])).to(planes[0].dtype)
-        where = params.where.view(-1, 1, 1, 1, 1)
-        return [torch.where(where, gray, plane) for plane in planes]
+        return [choose_clips(params.where, gray, plane) for plane in planes]
 
     def _apply_lazily(self, clip: LazyClip, params: GrayscaleParams) -> None:
         if not clip.is_colored():

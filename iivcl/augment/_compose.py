@@ -23,6 +23,7 @@ from iivcl.augment.functional._clip import (
     Rows,
     check_mask,
     check_video,
+    choose_clips,
     select_clips,
     values_are_free,
 )
@@ -72,7 +73,8 @@ class Compose(Transform[tuple[Any, ...]]):
 
         On the CPU one clip goes through all transforms before the next, which keeps it in the
         cache, and what they do to its colours is computed in as few passes as give the same
-        result. Elsewhere the whole batch goes through each transform in turn.
+        result. Elsewhere the whole batch goes through each transform in turn, which wants to be
+        compiled: ``torch.compile(pipeline.apply)``.
         """
         check_video(video)
         _check_lengths(params, len(video))
@@ -180,10 +182,11 @@ class RandomApply(Transform[RandomApplyParams]):
         changed = self.transform._apply_to_parts(parts, params.inner)
         if len(changed) != len(parts):
             parts = [join(parts)] if len(changed) == 1 else planes_of(parts)
-        where = params.where.view(-1, 1, 1, 1, 1)
+        chosen = []
         for before, after in zip(parts, changed, strict=True):
             _check_kept((before.shape, before.dtype), (after.shape, after.dtype))
-        return [torch.where(where, after, part) for after, part in zip(changed, parts, strict=True)]
+            chosen.append(choose_clips(params.where, after, before))
+        return chosen
 
     def _apply_lazily(self, clip: LazyClip, params: RandomApplyParams) -> None:
         check_mask("where", params.where, 1)

@@ -127,6 +127,7 @@ _KERNELS = (kernels.brightness_, kernels.contrast_, kernels.saturation_, kernels
 
 
 def _jitter_batched(planes: list[Tensor], params: ColorJitterParams) -> list[Tensor]:
+    """All clips at once: on an accelerator, and for a compiler."""
     device = planes[0].device
     *each, order = params  # torch 2.4 compiles no slice of a named tuple
     amounts = torch.stack(each, dim=1).to(device, non_blocking=True)  # (B, 4)

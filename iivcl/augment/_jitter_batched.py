@@ -55,7 +55,7 @@ def jitter(planes: Sequence[Tensor], amounts: Tensor, order: Tensor) -> list[Ten
         # with the mean, and the whole chain, free of means, is a pass of its own.
         early = torch.where(turn < contrast_turn, keep, 1.0)
         early_shift = torch.where(hue_turn < contrast_turn, amounts[:, HUE:], 0.0)
-        before = chain(keep=early, shift=early_shift, level=0.0)
+        before = chain(keep=early, shift=early_shift, level=0.0)  # in which no contrast happens
         level = kernels.gray_of(before, white).mean((3, 4), keepdim=True)
     changed = chain(keep=keep, shift=amounts[:, HUE:], level=level)
     return [plane.to(dtype) for plane in changed]

@@ -71,6 +71,13 @@ def check_mask(name: str, where: Tensor, num_clips: int) -> None:
         raise TypeError(f"`{name}` must be a bool tensor; got {where.dtype}")
 
 
+def choose_clips(where: Tensor, changed: Tensor, video: Tensor) -> Tensor:
+    """Take the clips where ``where`` (B,) is true from ``changed``, the others from ``video``."""
+    return torch.where(
+        where.to(video.device, non_blocking=True).view(-1, 1, 1, 1, 1), changed, video
+    )
+
+
 def select_clips(
     name: str, where: Tensor, video: Tensor, changed: Callable[[Tensor, Rows], Tensor]
 ) -> Tensor:
@@ -87,9 +94,8 @@ def select_clips(
             shape and dtype. Rows index the first axis of any tensor of the batch.
     """
     check_mask(name, where, video.shape[0])
-    where = where.to(video.device, non_blocking=True)
     if not values_are_free(video):
-        return torch.where(where.view(-1, 1, 1, 1, 1), changed(video, slice(None)), video)
+        return choose_clips(where, changed(video, slice(None)), video)
     rows = [row for row, chosen in enumerate(where.tolist()) if chosen]
     if not rows:
         return video
