@@ -8,7 +8,14 @@ import torch
 
 from .._checks import check_choice
 from ._moco import Distribution
-from ._topk import _BLOCK, _CANDIDATE_BYTES, _TILE, _default_chunk_size, has_blocks, rows_held
+from ._topk import (
+    _BLOCK,
+    _CANDIDATE_BYTES,
+    _default_chunk_size,
+    has_blocks,
+    rows_held,
+    tile_rows,
+)
 
 __all__ = ["Estimate", "estimate"]
 
@@ -113,7 +120,7 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
     placed = torch.empty(queries, dim, device="cpu" if device == "cpu" else "meta")
     chunk = min(rows, _default_chunk_size(placed, placed))
     held = rows_held(placed, chunk, k)
-    tile = min(held, _TILE) if device == "cpu" else held
+    tile = min(held, tile_rows(placed)) if device == "cpu" else held
     blocks = has_blocks(placed, chunk, k)
     directly = min(chunk, 8 * _BLOCK * k) if blocks else chunk  # the rest of the last chunk
     candidates = k * _BLOCK

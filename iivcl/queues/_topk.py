@@ -18,7 +18,7 @@ from .._precision import full_float32
 __all__ = ["exact_topk"]
 
 _BLOCK = 16  # rows that share one maximum
-_TILE = 2048  # bank rows whose similarities are held at once on the CPU: they stay in its cache
+_TILE_BYTES = 2**21  # similarities computed at once on the CPU: they stay in its cache
 _HELD_BYTES = 2**24  # similarities of a chunk that the CPU holds until the second pass
 _FEW_QUERIES = 8  # the CPU multiplies so few with the bank faster as rows than as columns
 _FAR = 1e30  # subtracted from the similarity of an excluded row; cosines lie in [-1, 1]
@@ -118,7 +118,7 @@ def search(
 def _default_chunk_size(query: Tensor, bank: Tensor) -> int:
     if _is_on_cpu(query):
         return 65536
-    return max(_TILE, 2**25 // max(query.shape[0], 1))  # 128 MiB of similarities
+    return max(2048, 2**25 // max(query.shape[0], 1))  # 128 MiB of similarities
 
 
 def _search(
@@ -247,7 +247,7 @@ def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Te
     maxima = columns.query.new_empty(-(-rows // _BLOCK), batch)
     held = rows_held(columns.query, rows, k)
     buffer = columns.query.new_empty(-(-held // _BLOCK) * _BLOCK, batch)
-    tile = min(held, _TILE) if _is_on_cpu(columns.query) else held
+    tile = min(held, tile_rows(columns.query)) if _is_on_cpu(columns.query) else held
     for first in range(0, rows, tile):
         last = min(first + tile, rows)
         place = first % held  # a whole number of tiles is held
@@ -269,12 +269,17 @@ def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Te
     return values, candidates.gather(1, order) + start
 
 
+def tile_rows(query: Tensor) -> int:
+    """Count the bank rows, whole blocks of them, that the CPU multiplies at once."""
+    return min(4096, max(256, _TILE_BYTES // (4 * query.shape[0]) // _BLOCK * _BLOCK))
+
+
 def rows_held(query: Tensor, rows: int, k: int) -> int:
     """Count the bank rows of a chunk whose similarities are held at once."""
     batch, dim = query.shape
     # Worth it when the second pass would read more than is written and read here.
     fits = 4 * batch * rows <= _HELD_BYTES and 2 * rows <= _BLOCK * k * dim
-    return rows if fits or not _is_on_cpu(query) else min(rows, _TILE)
+    return rows if fits or not _is_on_cpu(query) else min(rows, tile_rows(query))
 
 
 def has_blocks(query: Tensor, rows: int, k: int) -> bool:
