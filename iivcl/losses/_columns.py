@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._forms import NO_LOGIT, log_sum_exp
@@ -57,18 +58,29 @@ class Columns(NamedTuple):
 
 
 def column_log_sum_exp(
-    query: Tensor, keys: Tensor, columns: Columns, *, temperature: float, chunk_size: ChunkSize
+    query: Tensor,
+    keys: Tensor,
+    columns: Columns,
+    *,
+    temperature: float,
+    chunk_size: ChunkSize,
+    normalize_keys: bool = False,
 ) -> Tensor:
     """Compute the log-sum-exp (B,) of ``query @ keys.T / temperature`` over the kept columns.
 
-    `NO_LOGIT` where no column is kept.
+    `NO_LOGIT` where no column is kept. Keys that are normalised here get no gradient.
     """
     from ._streaming import streaming_log_sum_exp
 
     chunk_size = choose_chunk_size(chunk_size, query, keys.shape[0])
     if chunk_size != "dense":
-        return streaming_log_sum_exp(query, keys, columns, temperature, chunk_size)
-    logits = query @ keys.to(query.dtype).T / temperature  # (B, M)
+        return streaming_log_sum_exp(
+            query, keys, columns, temperature, chunk_size, normalize_keys=normalize_keys
+        )
+    keys = keys.to(query.dtype)
+    if normalize_keys:
+        keys = F.normalize(keys, dim=1)
+    logits = query @ keys.T / temperature  # (B, M)
     return log_sum_exp(columns.mask_(logits, slice(0, keys.shape[0]), NO_LOGIT))
 
 

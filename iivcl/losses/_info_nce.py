@@ -180,10 +180,15 @@ def info_nce(
         _check_mask("ignore_mask", ignore_mask, query, negatives, "negatives")
 
     with without_autocast(query):
-        query, positives, negatives = normalize_alike(query, positives.detach(), negatives.detach())
+        query, positives = normalize_alike(query, positives.detach(), at_least=negatives.dtype)
         columns = Columns(pair_weights=None if ignore_mask is None else ~ignore_mask)
         negative_lse = column_log_sum_exp(
-            query, negatives, columns, temperature=temperature, chunk_size=chunk_size
+            query,
+            negatives.detach(),
+            columns,
+            temperature=temperature,
+            chunk_size=chunk_size,
+            normalize_keys=True,
         )
         logits = torch.einsum("bd,bpd->bp", query, positives) / temperature
         losses = row_losses(form, logits, torch.ones_like(logits), negative_lse)
@@ -282,9 +287,9 @@ def _streaming_losses(
     return torch.where(count > 0, losses, 0.0)
 
 
-def normalize_alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+def normalize_alike(*tensors: Tensor, at_least: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """Normalise rows in the widest dtype of all, at least float32."""
-    dtype = torch.float32
+    dtype = torch.promote_types(at_least, torch.float32)
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return tuple(F.normalize(tensor.to(dtype), dim=-1) for tensor in tensors)

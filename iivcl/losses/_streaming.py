@@ -24,10 +24,20 @@ from ._forms import NO_LOGIT
 
 
 def streaming_log_sum_exp(
-    query: Tensor, keys: Tensor, columns: Columns, temperature: float, chunk_size: int
+    query: Tensor,
+    keys: Tensor,
+    columns: Columns,
+    temperature: float,
+    chunk_size: int,
+    *,
+    normalize_keys: bool = False,
 ) -> Tensor:
-    """Compute the log-sum-exp (B,) of ``query @ keys.T / temperature`` over the kept columns."""
-    value: Tensor = _log_sum_exp(query, keys, temperature, chunk_size, _slopes(query), *columns)[0]
+    """Compute the log-sum-exp (B,) of ``query @ keys.T / temperature`` over the kept columns.
+
+    Keys that are normalised on the way, and so never copied as a whole, get no gradient.
+    """
+    options = temperature, chunk_size, normalize_keys, _slopes(query)
+    value: Tensor = _log_sum_exp(query, keys, *options, *columns)[0]
     return value
 
 
@@ -99,6 +109,7 @@ def _lse(
     keys: Tensor,
     temperature: float,
     chunk_size: int,
+    normalize_keys: bool,
     slopes: bool,
     *columns: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -107,13 +118,16 @@ def _lse(
     total = torch.zeros_like(top)  # sum of exp(logit - top)
     mean = query.new_zeros(query.shape if slopes else (0, 0))  # sum of exp(logit - top) key
     for span in _spans(keys, chunk_size):
-        logits = kept.mask_(_logits(scaled, keys[span]), span, -torch.inf)
+        chunk = keys[span].to(query.dtype)
+        if normalize_keys:
+            chunk = F.normalize(chunk, dim=1)
+        logits = kept.mask_(scaled @ chunk.T, span, -torch.inf)  # (B, chunk)
         new_top = torch.maximum(top, logits.amax(1))
         weights = logits.sub_(new_top[:, None]).exp_()
         shrink = top.sub_(new_top).exp_()
         total.mul_(shrink).add_(weights.sum(1))
         if slopes:
-            mean.mul_(shrink[:, None]).addmm_(weights, keys[span].to(query.dtype))
+            mean.mul_(shrink[:, None]).addmm_(weights, chunk)
         top = new_top
     empty = total == 0
     value = torch.where(empty, NO_LOGIT, top + total.log())
@@ -145,7 +159,7 @@ _log_sum_exp = torch.library.custom_op(
     "iivcl::log_sum_exp",
     _lse,
     mutates_args=(),
-    schema=f"({_COMMON} bool slopes, {_COLUMNS}) -> (Tensor, Tensor)",
+    schema=f"({_COMMON} bool normalize_keys, bool slopes, {_COLUMNS}) -> (Tensor, Tensor)",
 )
 _log_sum_exp_key_grad = torch.library.custom_op(
     "iivcl::log_sum_exp_key_grad",
@@ -157,7 +171,13 @@ _log_sum_exp_key_grad = torch.library.custom_op(
 
 @_log_sum_exp.register_fake
 def _(
-    query: Tensor, keys: Tensor, temperature: float, chunk_size: int, slopes: bool, *_: object
+    query: Tensor,
+    keys: Tensor,
+    temperature: float,
+    chunk_size: int,
+    normalize_keys: bool,
+    slopes: bool,
+    *_: object,
 ) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape[:1]), query.new_empty(query.shape if slopes else (0, 0))
 
@@ -168,7 +188,7 @@ def _(query: Tensor, keys: Tensor, *_: object) -> Tensor:
 
 
 def _save_lse(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, keys, ctx.temperature, ctx.chunk_size, _, *columns = inputs
+    query, keys, ctx.temperature, ctx.chunk_size, _, _, *columns = inputs
     value, slope = output
     ctx.save_for_backward(slope, *((query, keys, value, *columns) if keys.requires_grad else ()))
 
@@ -181,7 +201,7 @@ def _backward_lse(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...
         grad_keys = _log_sum_exp_key_grad(
             query, keys, ctx.temperature, ctx.chunk_size, value, grad, *columns
         )
-    return grad[:, None] * slope if slope.numel() else None, grad_keys, *(None,) * 8
+    return grad[:, None] * slope if slope.numel() else None, grad_keys, *(None,) * 9
 
 
 _log_sum_exp.register_autograd(_backward_lse, setup_context=_save_lse)
