@@ -3,7 +3,7 @@
     python benchmarks/train_step.py                              # CPU, small shapes
     python benchmarks/train_step.py --threads 1                  # CPU time: for a busy machine
     python benchmarks/train_step.py --device cuda                # the published shapes
-    python benchmarks/train_step.py --device cuda --compile      # and with compiled encoders
+    python benchmarks/train_step.py --device cuda --compile      # and with all compiled
 
 Both begin with the same uint8 clips, two per video, and the same augmentation, and end with the
 keys of both views in a queue of 65,536; model, head, optimizer and precision are the same. The
@@ -246,7 +246,7 @@ def to_markdown(report: dict[str, Any], device: str) -> str:
 
 
 def main() -> None:
-    args = arguments(__doc__, compile="also measure with compiled encoders")
+    args = arguments(__doc__, compile="also measure with compiled encoders and augmentation")
     torch.backends.cudnn.benchmark = True
     names = [PLAIN, PLAIN_LAST, IIVCL, *([COMPILED] if args.compile else [])]
     load = [os.getloadavg()[0]]
