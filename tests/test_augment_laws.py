@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from iivcl import augment
 from iivcl.augment import (
@@ -311,6 +312,17 @@ def test_presets_compile_into_one_graph(
     assert drawn.shape == (4, 3, 2, *preset.output_size(21, 25))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the same form, not compiled
     torch.testing.assert_close(actual, preset.apply(video, params), rtol=0, atol=1e-4)
+
+
+def test_batches_of_all_sizes_share_two_compiled_graphs() -> None:
+    """One for the size that came first, and one for any other."""
+    torch._dynamo.reset()
+    preset, graphs = augment.rho_moco(12), CompileCounterWithBackend("aot_eager")
+    apply = torch.compile(preset.apply, fullgraph=True, backend=graphs)
+    for batch in (3, 2, 5, 4):
+        video = make_video(batch, 3, 2, 16, 20)
+        assert apply(video, preset.make_params(video)).shape == (batch, 3, 2, 12, 12)
+    assert graphs.frame_count == 2
 
 
 def test_inductor_computes_the_colours_of_a_preset() -> None:
