@@ -146,6 +146,7 @@ def _turn(
     white: int,
     scratch: Tensor | None = None,
 ) -> Tensor:
+    """Turn one channel; see :func:`hue` for the names."""
     distance = torch.sub(behind, point, out=scratch).abs_()
     turned = torch.sub(own, ahead, out=out).sub_(distance).add_(highest).clamp_(lowest, highest)
     # Of uint8, equal bins of [0, 256) once they are rounded down.
