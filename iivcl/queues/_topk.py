@@ -2,10 +2,10 @@
 
 The k best rows of a chunk lie in its k best blocks, where a block is 16 neighbouring rows and its
 rank is that of its best row: were a block with one of the k best rows not among the k best blocks,
-k other blocks would each hold a better row. So one pass computes the similarities tile by tile with
-their block maxima, and a second pass looks only into the k best blocks. On the CPU tiles stay in the
-cache, and of a large chunk nothing is held but the maxima: writing to memory costs more than
-computing a few rows again.
+k other blocks would each hold a better row. So one pass computes the similarities with their block
+maxima, and a second pass looks only into the k best blocks. On the CPU the first pass goes by tiles
+that stay in the cache, and of a large chunk nothing is held but the maxima: writing to memory costs
+more than computing a few rows again.
 """
 
 import functools
