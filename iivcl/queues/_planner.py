@@ -120,7 +120,7 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
     placed = torch.empty(queries, dim, device="cpu" if device == "cpu" else "meta")
     chunk = min(rows, _default_chunk_size(placed, placed))
     held = rows_held(placed, chunk, k)
-    tile = min(held, tile_rows(placed)) if device == "cpu" else held
+    tile = min(chunk, tile_rows(placed)) if device == "cpu" else chunk
     blocks = has_blocks(placed, chunk, k)
     directly = min(chunk, 8 * _BLOCK * k) if blocks else chunk  # the rest of the last chunk
     candidates = k * _BLOCK
@@ -132,7 +132,7 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
     # conversion; elsewhere the comparison, and its union with the mask of rows.
     compared = (3 * _FLOAT if device == "cpu" else 2) * queries
     first_pass = maxima + similarities + compared * (tile + _BLOCK) + converted * tile
-    without_blocks = (_FLOAT * queries + compared + converted) * directly
+    without_blocks = _FLOAT * queries * directly + (compared + converted) * min(tile, directly)
     # Beside the gathered rows, their numbers, values and masks.
     at_once = min(queries, max(1, _CANDIDATE_BYTES // (_FLOAT * dim * candidates)))
     gathered = at_once * candidates * (_FLOAT * dim + (dim * itemsize if converted else 0) + 20)

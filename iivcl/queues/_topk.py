@@ -272,7 +272,7 @@ def _search_blocks(columns: _Columns, start: int, stop: int, k: int) -> tuple[Te
 
 def tile_rows(query: Tensor) -> int:
     """Count the bank rows, whole blocks of them, that the CPU multiplies at once."""
-    return min(4096, max(256, _TILE_BYTES // (4 * query.shape[0]) // _BLOCK * _BLOCK))
+    return min(4096, max(256, _TILE_BYTES // (4 * max(query.shape[0], 1)) // _BLOCK * _BLOCK))
 
 
 def rows_held(query: Tensor, rows: int, k: int) -> int:
@@ -291,9 +291,13 @@ def has_blocks(query: Tensor, rows: int, k: int) -> bool:
 
 
 def _search_directly(columns: _Columns, start: int, stop: int, k: int) -> tuple[Tensor, Tensor]:
-    similarity = columns.query.new_empty(columns.query.shape[0], stop - start)
-    columns.tile(start, stop, similarity.T)
-    values, indices = similarity.topk(min(k, stop - start), sorted=False)
+    rows = stop - start
+    similarity = columns.query.new_empty(columns.query.shape[0], rows)
+    tile = tile_rows(columns.query) if _is_on_cpu(columns.query) else rows
+    for first in range(0, rows, tile):
+        last = min(first + tile, rows)
+        columns.tile(start + first, start + last, similarity[:, first:last].T)
+    values, indices = similarity.topk(min(k, rows), sorted=False)
     return values, indices + start
 
 
