@@ -14,13 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._draws import Draws
-from iivcl.data._manifest import (
-    MANIFEST_SUFFIXES,
-    Manifest,
-    find_videos,
-    make_manifest,
-    read_manifest,
-)
+from iivcl.data._manifest import Manifest, as_manifest
 from iivcl.data._reader import open_source
 from iivcl.data._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
 from iivcl.data._recipe import ClipRecipe, check_recipe
@@ -82,7 +76,7 @@ class VideoClips(Readings, Dataset[Any]):
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
-        manifest, self._from_manifest = _to_manifest(videos)
+        manifest, self._from_manifest = as_manifest(videos)
         # One array instead of N str objects, whose reference counts would make every forked
         # worker copy the memory that they lie in.
         self._paths = np.array([os.fsencode(path) for path in manifest.paths])
@@ -158,23 +152,3 @@ def collate_clips(batch: Sequence[Any]) -> Any:
     if not samples:
         raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
     return default_collate(samples)
-
-
-def _to_manifest(videos: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:
-    """Return the list of videos, and whether the user gave labels and ids with it."""
-    if isinstance(videos, Manifest):
-        manifest = videos
-    elif not isinstance(videos, (str, os.PathLike)):
-        manifest = make_manifest(videos)
-    elif not os.path.exists(videos):
-        raise FileNotFoundError(f"`videos`: no such file or folder: {os.fspath(videos)}")
-    elif os.path.isdir(videos):
-        manifest = make_manifest(find_videos(videos))
-    elif os.fspath(videos).lower().endswith(MANIFEST_SUFFIXES):
-        return read_manifest(videos), True
-    else:
-        manifest = make_manifest([videos])
-    if not manifest.paths:
-        where = f" in {os.fspath(videos)}" if isinstance(videos, (str, os.PathLike)) else ""
-        raise ValueError(f"`videos`: there are no videos{where}")
-    return manifest, isinstance(videos, Manifest)

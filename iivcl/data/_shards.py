@@ -7,8 +7,8 @@ import tarfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ._container import DecodeError, decode_errors
-from ._manifest import VIDEO_SUFFIXES
+from iivcl.data._container import DecodeError, decode_errors
+from iivcl.data._find_videos import VIDEO_SUFFIXES
 
 __all__ = ["TarSample", "list_samples"]
 
