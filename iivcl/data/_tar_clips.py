@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iivcl import distributed
-
-from ._container import DecodeError, StrPath
-from ._draws import Draws
-from ._folder import natural_key
-from ._reader import open_source
-from ._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
-from ._recipe import ClipRecipe, check_recipe
-from ._shards import TarSample, list_samples
+from iivcl._checks import check_choice
+from iivcl.data._container import DecodeError, StrPath
+from iivcl.data._draws import Draws
+from iivcl.data._folder import natural_key
+from iivcl.data._reader import open_source
+from iivcl.data._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
+from iivcl.data._recipe import ClipRecipe, check_recipe
+from iivcl.data._shards import NameEnd, TarSample, list_samples
 
 __all__ = ["TarClips"]
 
@@ -36,8 +36,10 @@ class TarClips(Readings, IterableDataset[Any]):
     """Clips of videos in tar archives of the WebDataset layout, for sets that are read in order.
 
     A sample is the files of one archive that follow each other and share their name up to the
-    first dot, such as ``000017.mp4`` and ``000017.json``. Archives are plain files, not compressed;
-    they are opened for the headers, and then each video is read into memory as it is needed.
+    first dot, such as ``000017.mp4`` and ``000017.json``. Links to files of the same archive are
+    read as these files. Files that are left out, such as the second video of a sample, are among
+    `failures`. Archives are not compressed; they are opened for the headers, and then each video is
+    read into memory as it is needed.
 
     Every rank reads its own shards of an epoch, dealt anew each epoch. The order of a rank depends
     on (``seed``, epoch) alone: its workers take whole batches in turn, so their number changes
@@ -50,6 +52,8 @@ class TarClips(Readings, IterableDataset[Any]):
         transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead.
         describe: Called with the other files of a sample, from the rest of the name to the
             content; its result ends the sample: ``lambda files: int(files["cls"])``.
+        name_end: Which dot ends the common part of the names. With the second, ``talk.0.mp4`` and
+            ``talk.1.mp4`` are two samples; with the first they are one, of which one video is read.
         shuffle_buffer: The next sample is drawn from this many; they wait as places in archives,
             which takes little memory. With 0 the shards and samples come in their order.
         length: Samples of every rank per epoch, the same for all so that none waits for another. A
@@ -61,6 +65,7 @@ class TarClips(Readings, IterableDataset[Any]):
             after 10 that cannot; ``"skip"`` returns None, which `collate_clips` leaves out.
         failure_log: File to which every failure is appended as a JSON line.
         seed: Seed of the order, the clip starts and the transform.
+        id_offset: Added to the index that is returned, so that indices of several datasets differ.
         rank: Which of the ranks this is; by default that of the process group.
         world_size: Number of ranks; by default that of the process group.
 
@@ -99,11 +104,13 @@ class TarClips(Readings, IterableDataset[Any]):
         batch_size: int,
         transform: Callable[[Tensor], Any] | None = None,
         describe: Callable[[dict[str, bytes]], Any] | None = None,
+        name_end: NameEnd = "first_dot",
         shuffle_buffer: int = 1000,
         length: int | None = None,
         on_error: OnError = "raise",
         failure_log: StrPath | None = None,
         seed: int = 0,
+        id_offset: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -111,10 +118,12 @@ class TarClips(Readings, IterableDataset[Any]):
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
+        check_choice("name_end", name_end, ("first_dot", "last_dot"))
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("shuffle_buffer", shuffle_buffer, 0),
             ("length", length, 1),
+            ("id_offset", id_offset, 0),
         ):
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {value}")
@@ -124,6 +133,7 @@ class TarClips(Readings, IterableDataset[Any]):
             raise ValueError(
                 f"`rank` must be in [0, `world_size`); got {self._rank} and {self._world_size}"
             )
+        self._list_samples = partial(list_samples, name_end=name_end)
         self._shards = _find_shards(shards)
         if len(self._shards) < self._world_size:
             raise ValueError(
@@ -134,6 +144,7 @@ class TarClips(Readings, IterableDataset[Any]):
         self._start = shared_zeros()
         self._batch_size = batch_size
         self._describe = describe
+        self._id_offset = id_offset
         self._shuffle_buffer = shuffle_buffer
 
     def __len__(self) -> int:
@@ -142,7 +153,7 @@ class TarClips(Readings, IterableDataset[Any]):
     def path(self, index: int) -> str:
         """Return the path of one video: that of its archive and its name in it."""
         shard, number = index >> _SHARD_BITS, index % (1 << _SHARD_BITS)
-        samples = list_samples(self._shards[shard])
+        samples = self._list_samples(self._shards[shard])
         return samples[min(number, len(samples) - 1)].path  # the last one is the damage, if any
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
@@ -183,7 +194,7 @@ class TarClips(Readings, IterableDataset[Any]):
             places = (
                 _Place(epoch, turn, (shard << _SHARD_BITS) + number, sample)
                 for shard in order[self._rank :: self._world_size]
-                for number, sample in enumerate(list_samples(self._shards[shard]))
+                for number, sample in enumerate(self._list_samples(self._shards[shard]))
             )
             found = False
             for place in _shuffled(places, self._shuffle_buffer, generator):
@@ -194,20 +205,22 @@ class TarClips(Readings, IterableDataset[Any]):
 
     def _read(self, place: _Place) -> tuple[Any, ...]:
         sample, address = place.sample, (place.epoch, place.turn, place.index)
-        if sample.damage or sample.video is None:
+        for name, cause in sample.unread if self._describe is None else sample.lost:
+            path = f"{sample.shard}/{name}"
+            self._record(place.index, path, f"{path}: {cause}")
+        if not sample.videos:
             raise DecodeError(f"{sample.path}: {sample.damage or 'the sample holds no video'}")
-        files = sample.read([sample.video] if self._describe is None else sample.files)
-        video = files.pop(sample.video)
+        files = sample.read(sample.videos[:1] if self._describe is None else sample.files)
+        video = files.pop(sample.videos[0])
         approximate = self._recipe.approximate
         with open_source(video, name=sample.path, approximate=approximate) as source:
             clips = self._recipe.read(source, self._draws.generator("starts", *address))
         clips = self._draws.transform(clips, self._transform, *address)
-        if self._describe is None:
-            return clips, place.index
-        return clips, place.index, self._describe(files)
+        number = place.index + self._id_offset
+        return (clips, number) if self._describe is None else (clips, number, self._describe(files))
 
     def _count(self) -> int:
-        total = sum(len(list_samples(shard)) for shard in self._shards)
+        total = sum(len(self._list_samples(shard)) for shard in self._shards)
         if total < self._world_size:
             raise ValueError(f"`shards`: {total} samples for {self._world_size} ranks")
         return total // self._world_size
