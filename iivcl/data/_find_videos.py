@@ -7,7 +7,7 @@ import os
 from collections import deque
 
 from iivcl.data._container import StrPath
-from iivcl.data._folder import IMAGE_SUFFIXES, natural_key
+from iivcl.data._pictures import IMAGE_SUFFIXES, natural_key
 
 __all__ = ["VIDEO_SUFFIXES", "find_videos"]
 

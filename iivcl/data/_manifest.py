@@ -15,7 +15,7 @@ from torch import Tensor
 from iivcl._checks import check_choice
 from iivcl.data._container import StrPath
 from iivcl.data._find_videos import find_videos
-from iivcl.data._folder import natural_key
+from iivcl.data._pictures import natural_key
 from iivcl.data._tables import csv_rows, json_lines
 
 __all__ = ["MANIFEST_SUFFIXES", "Manifest", "Row", "as_manifest", "make_manifest", "read_manifest"]

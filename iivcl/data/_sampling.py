@@ -11,8 +11,8 @@ from torch import Tensor
 
 from iivcl._checks import check_choice, check_positive, check_shape
 
-__all__ = ["SHORT_POLICIES", "ShortPolicy", "check_clip", "clip_indices", "random_clip_starts"]
-__all__ += ["uniform_clip_starts"]
+__all__ = ["SHORT_POLICIES", "ShortPolicy", "check_clip", "clip_indices", "clip_indices_in_time"]
+__all__ += ["last_not_behind", "random_clip_starts", "uniform_clip_starts"]
 
 ShortPolicy = Literal["loop", "clamp", "mirror", "error"]
 SHORT_POLICIES = ("loop", "clamp", "mirror", "error")
@@ -79,8 +79,8 @@ def random_clip_starts(
     starts = _draw_starts(num_starts, clips_per_video, power, min_gap, max_gap, generator)
     if keyframes is None:
         return starts
-    places = torch.as_tensor(keyframes)
-    return places[torch.searchsorted(places, starts, right=True) - 1]
+    places = torch.as_tensor(keyframes, device="cpu")
+    return places[last_not_behind(places, starts)]
 
 
 def uniform_clip_starts(
@@ -109,9 +109,9 @@ def uniform_clip_starts(
     """
     last = _num_starts(video_frames, num_frames, stride, clips_per_video) - 1
     if clips_per_video == 1:
-        return torch.tensor([last // 2])
+        return torch.tensor([last // 2], device="cpu")
     steps = clips_per_video - 1
-    return (2 * torch.arange(clips_per_video) * last + steps) // (2 * steps)
+    return (2 * torch.arange(clips_per_video, device="cpu") * last + steps) // (2 * steps)
 
 
 def clip_indices(
@@ -164,6 +164,43 @@ def clip_indices(
     return indices
 
 
+def clip_indices_in_time(
+    starts: Tensor,
+    times: Tensor,
+    duration: float,
+    *,
+    num_frames: int,
+    stride_seconds: float,
+    short: ShortPolicy,
+) -> Tensor:
+    """Turn clip starts (V,) into the frames (V, T) nearest to ``times[start] + t * stride``.
+
+    ``short`` has the meaning that it has in `clip_indices`, in time.
+    """
+    steps = torch.arange(num_frames, dtype=torch.float64, device="cpu") * stride_seconds
+    wanted = times[starts][:, None] + steps  # (V, T) seconds
+    end = times[-1]
+    if short == "loop":
+        wanted = wanted % duration
+    elif short == "mirror":
+        wanted = wanted % max(2 * float(end), 1e-9)  # one way and back
+        wanted = torch.minimum(wanted, 2 * end - wanted)
+    elif short == "error" and (wanted > duration).any():
+        raise ValueError(
+            f"a clip of {num_frames} frames at stride {stride_seconds} s needs the time "
+            f"{float(wanted.max()):.3f} s, but the video ends at {duration:.3f} s; choose another "
+            "`short`"
+        )
+    before = last_not_behind(times, wanted)
+    behind = (before + 1).clamp(max=len(times) - 1)
+    return torch.where(times[behind] - wanted <= wanted - times[before], behind, before)
+
+
+def last_not_behind(places: Tensor, values: Tensor) -> Tensor:
+    """Find the last of the ascending ``places`` that is not behind each value."""
+    return (torch.searchsorted(places, values, right=True) - 1).clamp(min=0)
+
+
 def _draw_starts(
     num_starts: int,
     clips_per_video: int,
@@ -173,23 +210,23 @@ def _draw_starts(
     generator: torch.Generator | None,
 ) -> Tensor:
     if power == 1 and min_gap == 0 and max_gap is None:
-        return torch.randint(num_starts, (clips_per_video,), generator=generator)
+        return torch.randint(num_starts, (clips_per_video,), generator=generator, device="cpu")
     if clips_per_video != 2:
         raise ValueError(
             "`power`, `min_gap` and `max_gap` describe the gap of a pair: they need "
             f"`clips_per_video` = 2; got {clips_per_video}"
         )
 
-    gaps = torch.arange(num_starts, dtype=torch.float64)
+    gaps = torch.arange(num_starts, dtype=torch.float64, device="cpu")
     weights = 1 - (gaps / num_starts) ** power
     weights[0] /= 2  # a gap of 0 comes from one ordered pair, any other from two
     weights[: min(min_gap, num_starts - 1)] = 0
     if max_gap is not None:
         weights[max_gap + 1 :] = 0
     gap = int(torch.multinomial(weights, 1, generator=generator))
-    first = int(torch.randint(num_starts - gap, (1,), generator=generator))
-    order = torch.randperm(2, generator=generator)
-    return torch.tensor([first, first + gap])[order]
+    first = int(torch.randint(num_starts - gap, (1,), generator=generator, device="cpu"))
+    order = torch.randperm(2, generator=generator, device="cpu")
+    return torch.tensor([first, first + gap], device="cpu")[order]
 
 
 def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
@@ -211,4 +248,6 @@ def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_vid
 
 
 def _offsets(num_frames: int, stride: float) -> Tensor:
-    return torch.floor(torch.arange(num_frames, dtype=torch.float64) * stride + 0.5).long()
+    return torch.floor(
+        torch.arange(num_frames, dtype=torch.float64, device="cpu") * stride + 0.5
+    ).long()
