@@ -39,14 +39,15 @@ class VideoClips(Dataset[Any]):
         videos: Video files or folders of images; or one folder, which is searched for both at
             every depth; or a `Manifest`, or the ``.csv`` or ``.jsonl`` file of one.
         recipe: Which clips are taken of a video, and how they are read.
-        transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead. Files
-            that differ in size need a crop here to make a batch, such as
+        transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead.
+            Files that differ in size need a crop here to make a batch, such as
             ``augment.RandomResizedCrop(112)``.
         on_error: What happens when a video cannot be read. ``"raise"`` raises the `DecodeError`.
             ``"substitute"`` returns another video, drawn from (``seed``, epoch, index), with the
             other's index, and raises after 10 that cannot be read either. ``"skip"`` returns None,
-            which is left out of the batch: the number of batches stays, and one of them is smaller.
-            (Inside of a ``ConcatDataset`` it is `collate_clips` that leaves it out.) The length of the dataset never changes, so ranks stay in step.
+            which is left out of a DataLoader's batch (in a ``ConcatDataset``, by `collate_clips`):
+            the number of batches stays, and one of them is smaller. The length of the dataset never
+            changes, so ranks stay in step.
         failure_log: File to which every failure is appended as a JSON line; a temporary one that
             goes with the dataset when None.
         seed: Seed of the clip starts, the substitutes and the transform.
@@ -236,11 +237,11 @@ def _without_skipped(batch: Sequence[Any]) -> list[Any]:
 
 def _advice_on_sizes(samples: Sequence[Any]) -> str:
     """Say what to do about clips that cannot be stacked; empty when they can."""
-    clips = [sample[0] for sample in samples]
-    shapes = sorted({tuple(x.shape) for x in clips if isinstance(x, Tensor)})
+    clips = [sample[0] for sample in samples if isinstance(sample, tuple)]
+    shapes = sorted({tuple(one.shape) for one in clips if isinstance(one, Tensor)})
     if len(shapes) < 2:
         return ""
     return (
         f"the clips of a batch differ in shape, such as {shapes[0]} and {shapes[-1]}; to stack "
-        "them, crop them to one size in the dataset, as by `transform=augment.RandomResizedCrop(112)`"
+        "them, crop in the dataset, as by `transform=augment.RandomResizedCrop(112)`"
     )
