@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from iivcl._checks import check_at_least
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._draws import Draws
 from iivcl.data._failures import Failure
@@ -84,8 +85,7 @@ class VideoClips(Dataset[Any]):
         seed: int = 0,
         id_offset: int = 0,
     ) -> None:
-        if id_offset < 0:
-            raise ValueError(f"`id_offset` must be at least 0; got {id_offset}")
+        check_at_least(0, id_offset=id_offset)
         self._id_offset = id_offset
         self._recipe = check_recipe(recipe)
         self._transform = transform

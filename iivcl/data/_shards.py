@@ -22,14 +22,14 @@ class TarSample(NamedTuple):
     Attributes:
         shard: Path of the archive.
         key: The common part of the names.
-        files: From the rest of a name, such as ``"mp4"``, to the file's first byte and its size.
+        files: From the rest of a name, such as ``"mp4"``, to where the archive holds the content.
         lost: Names that belong here, or nowhere, and cannot be read, with the reason.
         damage: Why the archive ends here, for the stand-in of what follows; else empty.
     """
 
     shard: str
     key: str
-    files: dict[str, tuple[int, int]]
+    files: dict[str, tarfile.TarInfo]
     lost: list[tuple[str, str]]
     damage: str = ""
 
@@ -53,17 +53,17 @@ class TarSample(NamedTuple):
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
         """Read some of the files."""
         contents = {}
-        with decode_errors(self.path), open(self.shard, "rb") as archive:
-            for name in names:
-                start, size = self.files[name]
-                archive.seek(start)
-                contents[name] = archive.read(size)
-                if len(contents[name]) < size:
-                    raise DecodeError(f"{self.path}: the archive ends in the middle of it")
+        try:
+            with decode_errors(self.path), tarfile.open(self.shard, "r:") as archive:
+                for name in names:
+                    file = archive.extractfile(self.files[name])
+                    contents[name] = b"" if file is None else file.read()
+        except tarfile.TarError as error:
+            raise DecodeError(f"{self.path}: the archive ends in the middle of it") from error
         return contents
 
 
-def list_samples(shard: str, name_end: NameEnd = "first_dot") -> list[TarSample]:
+def list_samples(shard: str, name_end: NameEnd) -> list[TarSample]:
     """List the samples of an archive in order, without reading the files.
 
     Where the archive is damaged the last entry says so, in place of what cannot be found.
@@ -82,52 +82,41 @@ def list_samples(shard: str, name_end: NameEnd = "first_dot") -> list[TarSample]
                 if member.islnk():
                     content = by_name.get(os.path.normpath(member.linkname), member)
                 by_name[os.path.normpath(member.name)] = content
-                if member.isreg() or member.islnk() or member.issym():
-                    members.append((member.name, content))
+                members.append((member.name, content))
     except (tarfile.TarError, OSError) as error:
         damage = (isinstance(error, OSError) and error.strerror) or f"no sound tar archive: {error}"
 
     samples: list[TarSample] = []
-    homeless: list[tuple[str, str]] = []  # what belongs to no sample is told with the next one
+    lost: list[tuple[str, str]] = []  # of the last sample; of the first one until there is one
     for path, content in members:
         folder, name = os.path.split(path)
         stem, dot, rest = name.partition(".") if name_end == "first_dot" else name.rpartition(".")
-        if name.startswith("."):
+        if content.isdir() or name.startswith("."):
             continue
         if not dot:
-            homeless.append((path, "a name without a dot belongs to no sample"))
+            lost.append((path, "a name without a dot belongs to no sample"))
             continue
         key, rest = os.path.join(folder, stem), rest.lower()
         if not samples or samples[-1].key != key:
-            samples.append(TarSample(shard, key, {}, homeless))
-            homeless = []
-        files, lost = samples[-1].files, samples[-1].lost
-        place = _locate(content, by_name)
-        if isinstance(place, str):
-            lost.append((path, place))
+            lost = [] if samples else lost
+            samples.append(TarSample(shard, key, {}, lost))
+        file = _follow(content, by_name)
+        if not file.isreg():
+            lost.append((path, f"a link to {content.linkname}, which is no file of the archive"))
             continue
-        if rest in files:
+        if rest in samples[-1].files:
             lost.append((path, f"two files of the sample end in .{rest}; the last is read"))
-        files[rest] = place
-    if samples:
-        samples[-1].lost.extend(homeless)
-    elif homeless:
-        damage = damage or f"no name in it has a dot, such as {homeless[0][0]!r}"
-    if damage:
-        samples.append(TarSample(shard, "", {}, [], damage))
-    return samples
+        samples[-1].files[rest] = file
+    if lost and not samples:
+        damage = damage or f"no name in it has a dot, such as {lost[0][0]!r}"
+    return [*samples, TarSample(shard, "", {}, [], damage)] if damage else samples
 
 
-def _locate(file: tarfile.TarInfo, by_name: dict[str, tarfile.TarInfo]) -> tuple[int, int] | str:
-    """Follow symbolic links to a file's first byte and size, or say why it cannot be read."""
-    target = file
+def _follow(file: tarfile.TarInfo, by_name: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo:
+    """Follow symbolic links within the archive as far as they lead."""
     for _ in range(_MOST_LINKS):
-        if not target.issym():
+        if not file.issym():
             break
-        name = os.path.join(os.path.dirname(target.name), target.linkname)
-        target = by_name.get(os.path.normpath(name), target)
-    if not target.isreg():
-        return f"a link to {file.linkname}, which is no file of the archive"
-    if target.issparse():
-        return "it is stored with holes; pack it without --sparse"
-    return target.offset_data, target.size
+        target = os.path.join(os.path.dirname(file.name), file.linkname)
+        file = by_name.get(os.path.normpath(target), file)
+    return file

@@ -5,20 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iivcl import distributed
-from iivcl._checks import check_choice
+from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._draws import Draws
 from iivcl.data._failures import Failure
@@ -30,7 +28,7 @@ from iivcl.data._shards import NameEnd, TarSample, list_samples
 
 __all__ = ["TarClips"]
 
-_T = TypeVar("_T")
+_Place = tuple[TarSample, tuple[int, int, int]]  # with its address: epoch, turn, index
 _SHARD_BITS = 32  # a sample's index is its shard's number above, its own number in it below
 
 
@@ -118,36 +116,35 @@ class TarClips(IterableDataset[Any]):
     ) -> None:
         self._readings = Readings(on_error, failure_log)
         self._recipe = check_recipe(recipe)
-        self._transform = transform
+        self._transform, self._describe = transform, describe
         self._draws = Draws(seed)
-        check_choice("name_end", name_end, ("first_dot", "last_dot"))
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("shuffle_buffer", shuffle_buffer, 0),
-            ("length", length, 1),
-            ("id_offset", id_offset, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` must be at least {least}; got {value}")
+        check_choice("name_end", name_end, get_args(NameEnd))
+        self._list_samples = partial(list_samples, name_end=name_end)
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, shuffle_buffer=shuffle_buffer, id_offset=id_offset)
+        self._batch_size = batch_size
+        self._shuffle_buffer = shuffle_buffer
+        self._id_offset = id_offset
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
         if not 0 <= self._rank < self._world_size:
             raise ValueError(
                 f"`rank` must be in [0, `world_size`); got {self._rank} and {self._world_size}"
             )
-        self._list_samples = partial(list_samples, name_end=name_end)
         self._shards = _find_shards(shards)
         if len(self._shards) < self._world_size:
             raise ValueError(
                 f"`shards`: {self._world_size} ranks need at least as many shards; "
                 f"got {len(self._shards)}"
             )
-        self._length = self._count() if length is None else length
+        if length is None:
+            total = sum(len(self._list_samples(shard)) for shard in self._shards)
+            if total < self._world_size:
+                raise ValueError(f"`shards`: {total} samples for {self._world_size} ranks")
+            length = total // self._world_size
+        check_at_least(1, length=length)
+        self._length = length
         self._start = Shared()
-        self._batch_size = batch_size
-        self._describe = describe
-        self._id_offset = id_offset
-        self._shuffle_buffer = shuffle_buffer
 
     def __len__(self) -> int:
         return self._length
@@ -183,14 +180,17 @@ class TarClips(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
-        number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        samples = self._order(self._readings.epoch)
-        order = _with_following(samples, self._readings.num_substitutes)
-        order = itertools.islice(order, int(self._start.values), self._length)
-        for place, places in enumerate(order):
-            if place // self._batch_size % num_workers == number:
+        worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        ahead = itertools.tee(self._order(self._readings.epoch), 1 + self._readings.num_substitutes)
+        # Each sample comes with those that may take its place: the ones behind it.
+        runs = zip(*(itertools.islice(it, k, None) for k, it in enumerate(ahead)), strict=False)
+        for number, places in enumerate(
+            itertools.islice(runs, int(self._start.values), self._length)
+        ):
+            if number // self._batch_size % num_workers == worker_id:
                 yield self._readings.first(
-                    (p.index, p.sample.path, partial(self._read, p)) for p in places
+                    (address[-1], sample.path, partial(self._read, sample, address))
+                    for sample, address in places
                 )
 
     def _order(self, epoch: int) -> Iterator[_Place]:
@@ -201,24 +201,23 @@ class TarClips(IterableDataset[Any]):
             if self._shuffle_buffer:
                 order = torch.randperm(len(order), generator=generator).tolist()
             places = (
-                _Place(epoch, turn, (shard << _SHARD_BITS) + number, sample)
+                (sample, (epoch, turn, (shard << _SHARD_BITS) + number))
                 for shard in order[self._rank :: self._world_size]
                 for number, sample in enumerate(self._list_samples(self._shards[shard]))
             )
-            found = False
-            for place in _shuffled(places, self._shuffle_buffer, generator):
-                found = True
-                yield place
-            if not found:
+            draw = random.Random(generator.initial_seed()).randrange
+            buffer = list(itertools.islice(places, self._shuffle_buffer or 1))
+            if not buffer:
                 raise DecodeError(f"the shards of rank {self._rank} hold no samples")
+            while buffer:
+                at = draw(len(buffer))
+                yield buffer[at]
+                buffer[at : at + 1] = itertools.islice(places, 1)  # the next one, while there is
 
-    def _read(self, place: _Place) -> tuple[Any, ...]:
-        sample, address = place.sample, (place.epoch, place.turn, place.index)
+    def _read(self, sample: TarSample, address: tuple[int, int, int]) -> tuple[Any, ...]:
         for name, cause in sample.unread if self._describe is None else sample.lost:
             path = f"{sample.shard}/{name}"
-            self._readings.failures.add(
-                Failure(self._readings.epoch, place.index, path, f"{path}: {cause}")
-            )
+            self._readings.record(address[-1], path, f"{path}: {cause}")
         if not sample.videos:
             raise DecodeError(f"{sample.path}: {sample.damage or 'the sample holds no video'}")
         files = sample.read(sample.videos[:1] if self._describe is None else sample.files)
@@ -227,64 +226,15 @@ class TarClips(IterableDataset[Any]):
         with open_video(content, name=sample.path, approximate=approximate) as video:
             clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
         clips = self._draws.transform(clips, self._transform, *address)
-        number = place.index + self._id_offset
+        number = address[-1] + self._id_offset
         return (clips, number) if self._describe is None else (clips, number, self._describe(files))
-
-    def _count(self) -> int:
-        total = sum(len(self._list_samples(shard)) for shard in self._shards)
-        if total < self._world_size:
-            raise ValueError(f"`shards`: {total} samples for {self._world_size} ranks")
-        return total // self._world_size
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A sample's place in the order of a rank."""
-
-    epoch: int
-    turn: int  # how often the rank has read all its shards in this epoch
-    index: int
-    sample: TarSample
 
 
 def _find_shards(shards: StrPath | Sequence[StrPath]) -> list[str]:
-    if not isinstance(shards, (str, os.PathLike)):
-        found = [os.fspath(shard) for shard in shards]
-    elif os.path.isdir(shards):
-        found = sorted(map(str, Path(shards).glob("*.tar")), key=natural_key)
-    else:
-        found = [os.fspath(shards)]
-    for shard in found:
+    if isinstance(shards, (str, os.PathLike)):
+        archives = sorted(map(str, Path(shards).glob("*.tar")), key=natural_key)
+        shards = archives if os.path.isdir(shards) else [shards]
+    for shard in shards:
         if not os.path.isfile(shard):
-            raise FileNotFoundError(f"`shards`: no such file: {shard}")
-    return found
-
-
-def _shuffled(items: Iterable[_T], size: int, generator: torch.Generator) -> Iterator[_T]:
-    """Yield each item once, always one drawn from the next ``size``."""
-    if size == 0:
-        yield from items
-        return
-    draw = random.Random(generator.initial_seed()).randrange
-    buffer: list[_T] = []
-    for item in items:
-        if len(buffer) < size:
-            buffer.append(item)
-            continue
-        place = draw(size)
-        yield buffer[place]
-        buffer[place] = item
-    while buffer:
-        place = draw(len(buffer))
-        buffer[place], buffer[-1] = buffer[-1], buffer[place]
-        yield buffer.pop()
-
-
-def _with_following(items: Iterable[_T], count: int) -> Iterator[tuple[_T, ...]]:
-    """Yield every item with the ``count`` items behind it."""
-    window: deque[_T] = deque()
-    for item in items:
-        window.append(item)
-        if len(window) > count:
-            yield tuple(window)
-            window.popleft()
+            raise FileNotFoundError(f"`shards`: no such file: {os.fspath(shard)}")
+    return [os.fspath(shard) for shard in shards]
