@@ -205,7 +205,11 @@ def test_splits_of_a_manifest_keep_labels_classes_and_ids(tmp_path: Path) -> Non
         ("a.csv", "/a\n/b\n", "line 1: the header must name a column `path`; got ['/a']"),
         ("a.csv", "", "line 1: the header must name a column `path`; got None"),
         ("a.csv", "path\n", "lists no videos"),
-        ("a.csv", "path,label\n/a,b.mp4,run\n", "line 2: more fields than the header names; put"),
+        (
+            "a.csv",
+            "path,label\n/a,b.mp4,run\n",
+            "line 2: needs double quotes around a field that holds a comma; got ['run']",
+        ),
         ("a.csv", 'path,label\n/a,run\n"/b,run\n/c,run\n', "line 3: not CSV: "),
         ("a.jsonl", '{"path": "/a"}\n{"path":\n', "line 2: not JSON: "),
         ("a.jsonl", '{"path": "/a"}\n\n["/b"]\n', "line 3: a video needs a `path`"),

@@ -16,7 +16,7 @@ from iivcl._checks import check_choice
 from iivcl.data._container import StrPath
 from iivcl.data._find_videos import find_videos
 from iivcl.data._pictures import natural_key
-from iivcl.data._tables import csv_rows, json_lines
+from iivcl.data._tables import csv_rows, numbered_lines, parse_json
 
 __all__ = ["MANIFEST_SUFFIXES", "Manifest", "Row", "as_manifest", "make_manifest", "read_manifest"]
 
@@ -155,7 +155,11 @@ def read_manifest(path: StrPath) -> Manifest:
     file = Path(path)
     if file.suffix.lower() not in MANIFEST_SUFFIXES:
         raise ValueError(f"`path` must end in .csv or .jsonl; got {os.fspath(path)!r}")
-    rows = csv_rows(file, "path") if file.suffix.lower() == ".csv" else json_lines(file)
+    rows: Iterable[tuple[str, Any]] = (
+        csv_rows(file, "path")
+        if file.suffix.lower() == ".csv"
+        else ((where, parse_json(where, line)) for where, line in numbered_lines(file))
+    )
     found = []
     for where, row in rows:
         video = row.get("path") if isinstance(row, dict) else None
@@ -181,11 +185,8 @@ def make_manifest(rows: Iterable[Row], classes: Sequence[str] | None = None) -> 
         classes = [] if numbered else sorted(known, key=natural_key)
     number_of = {name: number for number, name in enumerate(classes)}
     number_of = (number_of or {label: int(Decimal(label)) for label in known}) | {"": -1}
-    id_of: dict[tuple[str, int], int] = {}
-    ids = [
-        id_of.setdefault((row.group, -1 if row.group else place), len(id_of))
-        for place, row in enumerate(rows)
-    ]
+    id_of: dict[str | int, int] = {}  # of every group, and of every row that has none
+    ids = [id_of.setdefault(row.group or place, len(id_of)) for place, row in enumerate(rows)]
     return Manifest(
         paths=[os.fspath(row.path) for row in rows],
         labels=torch.tensor([number_of[row.label] for row in rows], dtype=torch.int64),
@@ -197,22 +198,20 @@ def make_manifest(rows: Iterable[Row], classes: Sequence[str] | None = None) -> 
 
 def as_manifest(videos: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:
     """Return the list of videos, and whether the user gave labels and ids with it."""
-    if isinstance(videos, Manifest):
-        manifest, given = videos, True
-    elif not isinstance(videos, (str, os.PathLike)):
-        manifest, given = make_manifest(map(Row, videos)), False
-    elif not os.path.exists(videos):
-        raise FileNotFoundError(f"`videos`: no such file or folder: {os.fspath(videos)}")
-    elif os.path.isdir(videos):
-        manifest, given = make_manifest(map(Row, find_videos(videos))), False
-    elif os.fspath(videos).lower().endswith(MANIFEST_SUFFIXES):
-        manifest, given = read_manifest(videos), True
-    else:
-        manifest, given = make_manifest([Row(videos)]), False
+    where = ""
+    if isinstance(videos, (str, os.PathLike)):
+        where = f" in {os.fspath(videos)}"
+        if not os.path.exists(videos):
+            raise FileNotFoundError(f"`videos`: no such file or folder: {os.fspath(videos)}")
+        if os.path.isdir(videos):
+            videos = find_videos(videos)
+        else:
+            listed = os.fspath(videos).lower().endswith(MANIFEST_SUFFIXES)
+            videos = read_manifest(videos) if listed else [videos]
+    manifest = videos if isinstance(videos, Manifest) else make_manifest(map(Row, videos))
     if not manifest.paths:
-        where = f" in {os.fspath(videos)}" if isinstance(videos, (str, os.PathLike)) else ""
         raise ValueError(f"`videos`: there are no videos{where}")
-    return manifest, given
+    return manifest, manifest is videos
 
 
 def _subset(manifest: Manifest, mask: Tensor) -> Manifest:
@@ -227,21 +226,14 @@ def _subset(manifest: Manifest, mask: Tensor) -> Manifest:
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     """Return one entry of a row as text, the same for CSV and JSON, empty where it is unknown."""
-    value = row.get(key)
+    value = "" if row.get(key) is None else row[key]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value is None or isinstance(value, str):
-        text = (value or "").strip()
-    elif isinstance(value, int) and not isinstance(value, bool):
-        text = str(value)
-    else:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(f"{where}: `{key}` must be text or a whole number; got {value!r}")
-    number = float(text) if _NUMBER.fullmatch(text) else None
-    if number == -1:
-        return ""
-    if key == "label" and number is not None and (not 0 <= number < 2**63 or number % 1):
-        raise ValueError(
-            f"{where}: `label` must be a name or a whole number from 0, -1 where unknown; "
-            f"got {text!r}"
-        )
-    return text
+    text = str(value).strip()
+    number = float(text) if _NUMBER.fullmatch(text) else 0
+    if key == "label" and number != -1 and (not 0 <= number < 2**63 or number % 1):
+        wanted = "a name or a whole number from 0, -1 where unknown"
+        raise ValueError(f"{where}: `label` must be {wanted}; got {text!r}")
+    return "" if number == -1 else text

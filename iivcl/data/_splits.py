@@ -23,7 +23,7 @@ from torch import Tensor
 from iivcl._checks import check_choice
 from iivcl.data._container import StrPath
 from iivcl.data._manifest import Manifest, Row, make_manifest
-from iivcl.data._tables import csv_rows, json_entries, numbered_lines, parse_json, read_text
+from iivcl.data._tables import csv_rows, json_entries, numbered_lines, parse_json, read_text, wrong
 
 __all__ = [
     "read_diving48_split",
@@ -34,6 +34,8 @@ __all__ = [
     "ucf101_ids",
 ]
 
+_Split = Literal[1, 2, 3]
+_Subset = Literal["train", "test"]
 _logger = logging.getLogger("iivcl.data")
 
 
@@ -62,19 +64,18 @@ def read_ucf101_split(split_file: StrPath, root: StrPath, *, suffix: str = ".avi
         >>> manifest.paths, manifest.labels
         (['/ucf101/Jump/v_Jump_g01_c01.avi'], tensor([1]))
     """
-    file, class_file = Path(split_file), Path(split_file).with_name("classInd.txt")
     classes: list[str] = []
-    for where, line in numbered_lines(class_file):
+    for where, line in numbered_lines(Path(split_file).with_name("classInd.txt")):
         place, _, name = line.partition(" ")
         if place != str(len(classes) + 1) or not name:
-            raise _wrong(where, f"{len(classes) + 1} Class", line)
+            raise wrong(where, f"{len(classes) + 1} Class", line)
         classes.append(name)
     rows = []
-    for where, line in numbered_lines(file):
+    for where, line in numbered_lines(Path(split_file)):
         name = line.split()[0]  # the list for training ends its lines with the class's number
         label = name.partition("/")[0]
         if label not in classes:
-            raise _wrong(where, "Class/v_Class_gXX_cYY.avi with a class of classInd.txt", line)
+            raise wrong(where, "Class/v_Class_gXX_cYY.avi with a class of classInd.txt", line)
         rows.append(Row(_path(root, name, suffix), label, _ucf101_group(name)))
     return make_manifest(rows, classes)
 
@@ -100,12 +101,7 @@ def ucf101_ids(paths: Sequence[StrPath]) -> Tensor:
 
 
 def read_hmdb51_split(
-    folder: StrPath,
-    root: StrPath,
-    *,
-    split: Literal[1, 2, 3],
-    subset: Literal["train", "test"],
-    suffix: str = ".avi",
+    folder: StrPath, root: StrPath, *, split: _Split, subset: _Subset, suffix: str = ".avi"
 ) -> Manifest:
     r"""Read one of the three splits of HMDB51 from its 51 files ``class_test_splitN.txt``.
 
@@ -142,7 +138,7 @@ def read_hmdb51_split(
         for where, line in numbered_lines(files[label]):
             name, _, part = line.rpartition(" ")
             if not name or part not in ("0", "1", "2"):
-                raise _wrong(where, "name.avi 0, 1 or 2", line)
+                raise wrong(where, "name.avi 0, 1 or 2", line)
             if part == wanted:
                 rows.append(Row(_path(root, f"{label}/{name.strip()}", suffix), label))
     return make_manifest(rows, sorted(files))
@@ -181,35 +177,31 @@ def read_kinetics_split(
     """
     check_choice("missing", missing, ("raise", "drop"))
     rows, labels, gone = [], set(), 0
-    columns = ("youtube_id", "time_start", "time_end")
-    for where, entry in csv_rows(Path(csv_file), *columns):
-        video, *times = (entry[column] for column in columns)
-        label = entry.get("label", "")
+    for where, entry in csv_rows(Path(csv_file), "youtube_id", "time_start", "time_end"):
+        video, label = entry["youtube_id"], entry.get("label", "")
+        times = [entry["time_start"], entry["time_end"]]
         if not video or not all(time.isdecimal() for time in times):
-            raise _wrong(where, "youtube_id, time_start and time_end in whole seconds", entry)
+            raise wrong(where, "youtube_id, time_start and time_end in whole seconds", entry)
         stem = "_".join([video, *(time.zfill(6) for time in times)])
-        path = _first_existing(Path(root, label, stem), Path(root, stem))
-        labels.add(label)
-        if path is not None:
-            rows.append(Row(path, label, video))
-        elif missing == "drop":
-            gone += 1
-        else:
+        folders, suffixes = (Path(root, label), Path(root)), (".mp4", ".mkv", ".webm", ".avi")
+        candidates = (folder / (stem + suffix) for folder in folders for suffix in suffixes)
+        path = next(filter(Path.exists, candidates), None)
+        if path is None and missing == "raise":
             raise FileNotFoundError(
-                f"{where}: no video {stem} in {Path(root, label)} or {os.fspath(root)}; "
+                f"{where}: no video {stem} in {folders[0]} or {folders[1]}; "
                 '`missing="drop"` leaves it out'
             )
+        labels.add(label)
+        gone += path is None
+        if path is not None:
+            rows.append(Row(path, label, video))
     if gone:
         _logger.warning("%s: %d of %d videos are missing", csv_file, gone, gone + len(rows))
     return make_manifest(rows, sorted(labels - {""}))
 
 
 def read_ssv2_split(
-    json_file: StrPath,
-    root: StrPath,
-    *,
-    labels_file: StrPath | None = None,
-    suffix: str = ".webm",
+    json_file: StrPath, root: StrPath, *, labels_file: StrPath | None = None, suffix: str = ".webm"
 ) -> Manifest:
     """Read ``something-something-v2-train.json`` (or validation, or test) of SSv2.
 
@@ -273,7 +265,7 @@ def read_diving48_split(json_file: StrPath, root: StrPath) -> Manifest:
     rows = []
     for where, entry in json_entries(Path(json_file), "vid_name"):
         if not isinstance(entry.get("label"), int):
-            raise _wrong(where, "a whole number `label`", entry)
+            raise wrong(where, "a whole number `label`", entry)
         rows.append(Row(os.path.join(root, f"{entry['vid_name']}.mp4"), str(entry["label"])))
     return make_manifest(rows)
 
@@ -288,13 +280,3 @@ def _ucf101_group(path: StrPath) -> str:
 
 def _path(root: StrPath, name: str, suffix: str) -> str:
     return os.path.join(root, os.path.splitext(name)[0] + suffix)
-
-
-def _first_existing(*stems: Path) -> Path | None:
-    suffixes = (".mp4", ".mkv", ".webm", ".avi")
-    candidates = (stem.with_name(stem.name + suffix) for stem in stems for suffix in suffixes)
-    return next((path for path in candidates if path.exists()), None)
-
-
-def _wrong(where: str, wanted: str, got: object) -> ValueError:
-    return ValueError(f"{where}: needs {wanted}; got {got!r}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["csv_rows", "json_entries", "json_lines", "numbered_lines", "parse_json", "read_text"]
+__all__ = ["csv_rows", "json_entries", "numbered_lines", "parse_json", "read_text", "wrong"]
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -25,29 +25,18 @@ def csv_rows(file: Path, *required: str) -> Iterator[tuple[str, dict[str, str]]]
     # Strict: a quote that is never closed would swallow the rest of the file.
     reader = csv.DictReader(lines, restval="", skipinitialspace=True, strict=True)
     try:
-        header = reader.fieldnames
+        header, where = reader.fieldnames, f"{file}, line 1"
         for column in required:
             if column not in (header or []):
-                raise ValueError(
-                    f"{file}, line 1: the header must name a column `{column}`; got {header}"
-                )
+                raise ValueError(f"{where}: the header must name a column `{column}`; got {header}")
         for row in reader:
             where = f"{file}, line {reader.line_num}"
-            if any(row.pop(None, [])):
-                raise ValueError(
-                    f"{where}: more fields than the header names; put a field that holds a comma "
-                    "in double quotes"
-                )
+            if any(extra := row.pop(None, [])):
+                raise wrong(where, "double quotes around a field that holds a comma", extra)
             yield where, row
     except csv.Error as error:
         where = f"{file}, line {reader.line_num + 1}"  # where the row begins
         raise ValueError(f"{where}: not CSV: {error}") from error
-
-
-def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the place of every line and its value."""
-    for where, line in numbered_lines(file):
-        yield where, parse_json(where, line)
 
 
 def json_entries(file: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -58,7 +47,7 @@ def json_entries(file: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for place, entry in enumerate(entries):
         where = f"{file}, entry {place}"
         if not isinstance(entry, dict) or key not in entry:
-            raise ValueError(f"{where}: needs `{key}`; got {entry}")
+            raise wrong(where, f"`{key}`", entry)
         yield where, entry
 
 
@@ -68,6 +57,11 @@ def parse_json(where: str, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
+
+
+def wrong(where: str, wanted: str, got: object) -> ValueError:
+    """Make the error of a place that holds something else than it must."""
+    return ValueError(f"{where}: needs {wanted}; got {got!r}")
 
 
 def read_text(file: Path) -> str:
