@@ -48,7 +48,8 @@ def write_video(
     pix_fmt: str = "yuv420p",
     height: int = 48,
     width: int = 96,
-    fps: int = 25,
+    fps: Fraction | int = 25,
+    aspect: Fraction | None = None,
     options: dict[str, str] | None = None,
     container: str | None = None,
     frames: Sequence[npt.NDArray[np.uint8]] | None = None,
@@ -62,7 +63,9 @@ def write_video(
         stream = output.add_stream(codec, rate=fps, options=settings)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
-        stream.codec_context.time_base = Fraction(1, fps)
+        stream.codec_context.time_base = 1 / Fraction(fps)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         stream.codec_context.thread_count = 1
         for array in frames:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
@@ -157,14 +160,19 @@ def write_dropped_frames(path: Path) -> Path:
     return write_packets(path, source, packets)
 
 
-def rotate(path: Path) -> Path:
-    """Tag an mp4 file to be shown turned clockwise by a quarter."""
+def set_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """Tag an mp4 file to be shown with pixels moved from (x, y) to (a x + c y, b x + d y)."""
     data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 44
-    turn = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]
-    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turn)
+    place = data.index(b"tkhd") + 44
+    matrix = [round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0, 1 << 14)]
+    data[place : place + 36] = b"".join(n.to_bytes(4, "big", signed=True) for n in matrix)
     path.write_bytes(data)
     return path
+
+
+def rotate(path: Path) -> Path:
+    """Tag an mp4 file to be shown turned clockwise by a quarter."""
+    return set_matrix(path, 0, 1, -1, 0)
 
 
 # Transforms and samplings that the workers of a DataLoader can import, however they are started.
