@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
+import socket
 from pathlib import Path
 
 import av
@@ -43,6 +45,17 @@ def test_unreadable_files_are_named_with_the_cause(read, tmp_path: Path) -> None
         with pytest.raises(DecodeError) as caught:
             read(content)
         assert str(caught.value) == f"<{len(content)} bytes>: {causes[name]}"
+
+
+@pytest.mark.parametrize("read", [probe, lambda path: read_clips(path, [[0]])])
+def test_what_is_neither_file_nor_folder_is_not_waited_for(read, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.mp4")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.mp4"))
+        for name in ("fifo.mp4", "socket.mp4"):
+            message = f"{tmp_path / name}: it is neither a file nor a folder"
+            with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
+                read(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "avi"])

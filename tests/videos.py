@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -182,6 +183,13 @@ def random_number(clips: Tensor) -> float:
     """Draw from the global random state, as augmentations do."""
     assert clips.dtype == torch.uint8
     return float(torch.rand(1))
+
+
+def two_numbers(clips: Tensor) -> tuple[float, float]:
+    """Draw from the global random state, with time for others to do so in between."""
+    first = float(torch.rand(1))
+    time.sleep(0.002)
+    return first, float(torch.rand(1))
 
 
 def count_threads(clips: Tensor) -> int:

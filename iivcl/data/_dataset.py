@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -51,6 +50,8 @@ class VideoClips(Dataset[Any]):
         failure_log: File to which every failure is appended as a JSON line; a temporary one that
             goes with the dataset when None.
         seed: Seed of the clip starts, the substitutes and the transform.
+        id_offset: Added to every index and id that is returned, so that those of several datasets
+            in a ``ConcatDataset`` differ: ``VideoClips(more, recipe, id_offset=len(first))``.
 
     Returns:
         Of ``dataset[index]``: (clips, index), and for a manifest (clips, index, label, id); clips
@@ -80,7 +81,10 @@ class VideoClips(Dataset[Any]):
         on_error: OnError = "raise",
         failure_log: StrPath | None = None,
         seed: int = 0,
+        id_offset: int = 0,
     ) -> None:
+        if id_offset < 0:
+            raise ValueError(f"`id_offset` must be at least 0; got {id_offset}")
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
@@ -88,7 +92,8 @@ class VideoClips(Dataset[Any]):
         manifest, self._from_manifest = _to_manifest(videos)
         self._paths = _Paths(manifest.paths)
         self.labels = manifest.labels
-        self.ids = manifest.ids
+        self.ids = manifest.ids + id_offset
+        self._id_offset = id_offset
         self.classes = manifest.classes
         # So that a video whose frames can only be counted by decoding is counted once.
         self._counts = Shared(len(manifest.paths))  # frames of each video, 0: not known yet
@@ -132,7 +137,9 @@ class VideoClips(Dataset[Any]):
         return self._readings.name_crashes(self.path)
 
     def __getitem__(self, index: int) -> Any:
-        index = range(len(self))[operator.index(index)]  # negative ones too; IndexError behind
+        if not hasattr(index, "__index__"):  # a slice, for one
+            raise TypeError(f"`index` must be an integer; got {index!r}")
+        index = range(len(self))[index]  # negative ones too; IndexError behind the end
         return self._readings.first(
             (i, self.path(i), partial(self._read, i)) for i in self._candidates(index)
         )
@@ -155,9 +162,10 @@ class VideoClips(Dataset[Any]):
             self._counts.values[index] = video.num_frames
             clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
         clips = self._draws.transform(clips, self._transform, *address)
+        number = index + self._id_offset
         if not self._from_manifest:
-            return clips, index
-        return clips, index, int(self.labels[index]), int(self.ids[index])
+            return clips, number
+        return clips, number, int(self.labels[index]), int(self.ids[index])
 
 
 class _Paths:
