@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -52,8 +51,8 @@ class VideoClips(Dataset[Any]):
         failure_log: File to which every failure is appended as a JSON line; a temporary one that
             goes with the dataset when None.
         seed: Seed of the clip starts, the substitutes and the transform.
-        id_offset: Added to the index and the id that are returned, so that those of several
-            datasets differ: above all that the others return.
+        id_offset: Added to every index and id that is returned, so that those of several datasets
+            in a ``ConcatDataset`` differ: ``VideoClips(more, recipe, id_offset=len(first))``.
 
     Returns:
         Of ``dataset[index]``: (clips, index), and for a manifest (clips, index, label, id); clips
@@ -86,7 +85,6 @@ class VideoClips(Dataset[Any]):
         id_offset: int = 0,
     ) -> None:
         check_at_least(0, id_offset=id_offset)
-        self._id_offset = id_offset
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
@@ -95,7 +93,8 @@ class VideoClips(Dataset[Any]):
         manifest, self._from_manifest = as_manifest(videos)
         self._paths = _Paths(manifest.paths)
         self.labels = manifest.labels
-        self.ids = manifest.ids
+        self.ids = manifest.ids + id_offset
+        self._id_offset = id_offset
         self.classes = manifest.classes
         # So that a video whose frames can only be counted by decoding is counted once.
         self._counts = Shared(len(manifest.paths))  # frames of each video, 0: not known yet
@@ -139,12 +138,9 @@ class VideoClips(Dataset[Any]):
         return self._readings.name_crashes(self.path)
 
     def __getitem__(self, index: int) -> Any:
-        try:
-            index = range(len(self))[operator.index(index)]  # negative ones count from the end
-        except (TypeError, IndexError) as error:
-            raise type(error)(
-                f"`index` must be a whole number in [{-len(self)}, {len(self)}); got {index!r}"
-            ) from None
+        if not hasattr(index, "__index__"):  # a slice, for one
+            raise TypeError(f"`index` must be an integer; got {index!r}")
+        index = range(len(self))[index]  # negative ones too; IndexError behind the end
         return self._readings.first(
             (i, self.path(i), partial(self._read, i)) for i in self._candidates(index)
         )
@@ -178,7 +174,7 @@ class VideoClips(Dataset[Any]):
         number = index + self._id_offset
         if not self._from_manifest:
             return clips, number
-        return clips, number, int(self.labels[index]), int(self.ids[index]) + self._id_offset
+        return clips, number, int(self.labels[index]), int(self.ids[index])
 
 
 class _Paths:

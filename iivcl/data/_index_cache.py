@@ -66,17 +66,16 @@ def _keep_in_memory(key: _Key, index: FrameIndex) -> None:
 
 def _index_file(path: str) -> str:
     folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name}.index.npy")
+    return os.path.join(folder, f".{name}.index.npz")
 
 
 def _save(key: _Key, index: FrameIndex) -> None:
     path, *stamp = key
-    header = [*stamp, len(index.keyframes), index.marks_references, index.end]
-    numbers = [*header, *(n for keyframe in index.keyframes for n in keyframe), *index.pts]
     temporary = f"{_index_file(path)}.{os.getpid()}.{threading.get_ident()}"
+    numbers = {"stamp": stamp, "pts": index.pts, "keyframes": index.keyframes}
     try:
         with open(temporary, "wb") as file:
-            np.save(file, np.array(numbers, np.int64))
+            np.savez(file, rest=[index.end, index.marks_references], **numbers)  # type: ignore[arg-type]
         os.replace(temporary, _index_file(path))  # never seen half-written
     except OSError:  # the folder cannot be written, or is full
         with contextlib.suppress(OSError):
@@ -86,12 +85,12 @@ def _save(key: _Key, index: FrameIndex) -> None:
 def _load(key: _Key) -> FrameIndex | None:
     path, *stamp = key
     try:
-        numbers = np.load(_index_file(path), allow_pickle=False)
-        if numbers[:2].tolist() != stamp:
-            return None
-        count, marks, end = numbers[2:5].tolist()
-        pts = array("q", numbers[5 + 4 * count :].tobytes())
-        keyframes = [Keyframe(*row) for row in numbers[5 : 5 + 4 * count].reshape(-1, 4).tolist()]
-    except (OSError, EOFError, ValueError, TypeError, LookupError):  # none, or none of ours
+        with open(_index_file(path), "rb") as file, np.load(file) as numbers:
+            if numbers["stamp"].tolist() != stamp:
+                return None
+            pts = array("q", numbers["pts"].astype(np.int64).tobytes())
+            keyframes = [Keyframe(*numbers) for numbers in numbers["keyframes"].tolist()]
+            end, marks_references = numbers["rest"].tolist()
+    except Exception:  # whatever is wrong with it, the video itself is there
         return None
-    return FrameIndex(pts, end, keyframes, bool(marks))
+    return FrameIndex(pts, end, keyframes, bool(marks_references))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,12 +14,12 @@ from iivcl._checks import check_choice
 from iivcl.data._container import DecodeError
 from iivcl.data._index_cache import IndexPlace
 from iivcl.data._sampling import (
-    SHORT_POLICIES,
     ShortPolicy,
     check_clip,
     clip_indices,
     clip_indices_in_time,
     last_not_behind,
+    move_to_keyframes,
     random_clip_starts,
     uniform_clip_starts,
 )
@@ -79,14 +80,10 @@ class ClipRecipe:
             )
         if isinstance(self.sampling, str):
             check_choice("sampling", self.sampling, tuple(_SAMPLERS))
-        check_choice("short", self.short, SHORT_POLICIES)
+        check_choice("short", self.short, get_args(ShortPolicy))
         check_clip(self.num_frames, step, self.clips_per_video)
         check_reading(self.short_side, self.pixels)
         check_choice("keep_index", self.keep_index, get_args(IndexPlace))
-
-    @property
-    def _seconds(self) -> float:
-        return self.stride_seconds or 0.0
 
     def indices(self, video: Video, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the frames of the clips of one video.
@@ -102,35 +99,26 @@ class ClipRecipe:
             DecodeError: ``stride_seconds`` is given, and the video does not tell its rate.
             ValueError: ``short="error"`` and a clip does not fit.
         """
-        n, stride = video.num_frames, self.stride
-        if stride is None:
-            stride = self._seconds * video.fps
-            if not stride > 0:  # nan
+        draw = _SAMPLERS[self.sampling] if isinstance(self.sampling, str) else self.sampling
+        clip: dict[str, Any] = {"num_frames": self.num_frames, "stride": self.stride}
+        if self.stride_seconds is not None:
+            clip["stride"] = self.stride_seconds * video.fps
+            if math.isnan(video.fps):
                 raise DecodeError(
                     f"{video.name}: the frame rate is unknown, so `stride_seconds` has no meaning; "
                     "give `stride` in frames"
                 )
-        draw = _SAMPLERS[self.sampling] if isinstance(self.sampling, str) else self.sampling
-        starts = draw(
-            n,
-            num_frames=self.num_frames,
-            stride=stride,
-            clips_per_video=self.clips_per_video,
-            generator=generator,
-        )
-        in_time = self.stride is None and not video.constant_rate
-        if in_time:  # the starts are those of a steady video as long: the frames shown then
+        n = video.num_frames
+        starts = draw(n, clips_per_video=self.clips_per_video, generator=generator, **clip)
+        if in_time := self.stride_seconds is not None and not video.constant_rate:
+            # They are those of a steady video of the same length: what is shown then here.
             starts = last_not_behind(video.times, starts / video.fps)
+            clip["stride"] = self.stride_seconds
         if self.sampling == "keyframes":
-            keyframes = torch.tensor(video.keyframes, device="cpu")
-            starts = keyframes[last_not_behind(keyframes, starts)]
-        clip: Any = {"num_frames": self.num_frames, "short": self.short}
+            starts = move_to_keyframes(starts, video.keyframes)
         if in_time:
-            duration = video.num_frames / video.fps
-            return clip_indices_in_time(
-                starts, video.times, duration, stride_seconds=self._seconds, **clip
-            )
-        return clip_indices(starts, n, stride=stride, **clip)
+            return clip_indices_in_time(starts, video.times, video.fps, short=self.short, **clip)
+        return clip_indices(starts, n, short=self.short, **clip)
 
     def read(self, video: Video, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the clips of one video, and read them.
