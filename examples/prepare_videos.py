@@ -241,11 +241,19 @@ def encode(source: Path, target: Path, *, short_side: int, gop: int, crf: int) -
         encoded.codec_context.color_range = LIMITED
         encoded.codec_context.thread_count = 1  # the files are what runs in parallel
 
-        step, times = 1 / rate, range(video.num_frames)
+        step, times = 1 / rate, list(range(video.num_frames + 1))  # of the frames, and the end
         if not video.constant_rate and (video.times.diff() > 0).all():
             step = Fraction(1, 90_000)
-            times = (video.times / float(step)).round().long().tolist()
+            seconds = [*video.times.tolist(), video.num_frames / video.fps]
+            times = [round(second / step) for second in seconds]
         encoded.codec_context.time_base = step
+        lasts = dict(zip(times, np.diff(times).tolist(), strict=False))  # how long each frame does
+
+        def write(picture: av.VideoFrame | None) -> None:
+            for packet in encoded.encode(picture):
+                packet.duration = lasts[packet.pts]
+                output.mux(packet)
+
         at_once = max(1, READ_BYTES // (3 * height * width))
         for start in range(0, video.num_frames, at_once):
             numbers = range(start, min(start + at_once, video.num_frames))
@@ -256,8 +264,8 @@ def encode(source: Path, target: Path, *, short_side: int, gop: int, crf: int) -
                     width, height, "yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG"
                 )
                 picture.pts, picture.time_base = times[number], step
-                output.mux(encoded.encode(picture))
-        output.mux(encoded.encode())
+                write(picture)
+        write(None)
 
 
 def end_with_parent() -> None:
