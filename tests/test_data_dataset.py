@@ -400,7 +400,7 @@ def test_indices_are_those_of_a_sequence(paths: list[Path]) -> None:
         with pytest.raises(IndexError):
             dataset[index]
     for index in (slice(0, 1), 1.0, "1", None, [1]):
-        with pytest.raises(TypeError, match=r"^`index` must be an integer; got "):
+        with pytest.raises(TypeError, match=r"^`index` must be a whole number in \[-6, 6\); got "):
             dataset[index]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -24,8 +24,6 @@ from iivcl.data._readings import OnError, Readings, Shared
 from iivcl.data._recipe import ClipRecipe, check_recipe
 
 __all__ = ["VideoClips", "collate_clips"]
-
-_logger = logging.getLogger("iivcl.data")
 
 
 class VideoClips(Dataset[Any]):
@@ -51,8 +49,8 @@ class VideoClips(Dataset[Any]):
         failure_log: File to which every failure is appended as a JSON line; a temporary one that
             goes with the dataset when None.
         seed: Seed of the clip starts, the substitutes and the transform.
-        id_offset: Added to every index and id that is returned, so that those of several datasets
-            in a ``ConcatDataset`` differ: ``VideoClips(more, recipe, id_offset=len(first))``.
+        id_offset: Added to the index and the id that are returned, so that those of several
+            datasets differ: above all that the others return.
 
     Returns:
         Of ``dataset[index]``: (clips, index), and for a manifest (clips, index, label, id); clips
@@ -85,16 +83,15 @@ class VideoClips(Dataset[Any]):
         id_offset: int = 0,
     ) -> None:
         check_at_least(0, id_offset=id_offset)
+        self._id_offset = id_offset
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
-        self._advised = False
         self._readings = Readings(on_error, failure_log)
         manifest, self._from_manifest = as_manifest(videos)
         self._paths = _Paths(manifest.paths)
         self.labels = manifest.labels
-        self.ids = manifest.ids + id_offset
-        self._id_offset = id_offset
+        self.ids = manifest.ids
         self.classes = manifest.classes
         # So that a video whose frames can only be counted by decoding is counted once.
         self._counts = Shared(len(manifest.paths))  # frames of each video, 0: not known yet
@@ -138,20 +135,19 @@ class VideoClips(Dataset[Any]):
         return self._readings.name_crashes(self.path)
 
     def __getitem__(self, index: int) -> Any:
-        if not hasattr(index, "__index__"):  # a slice, for one
-            raise TypeError(f"`index` must be an integer; got {index!r}")
-        index = range(len(self))[index]  # negative ones too; IndexError behind the end
+        try:
+            index = range(len(self))[operator.index(index)]  # negative ones count from the end
+        except (TypeError, IndexError) as error:
+            raise type(error)(
+                f"`index` must be a whole number in [{-len(self)}, {len(self)}); got {index!r}"
+            ) from None
         return self._readings.first(
             (i, self.path(i), partial(self._read, i)) for i in self._candidates(index)
         )
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Read the samples of a batch, for a DataLoader; those that are skipped are left out."""
-        samples = _without_skipped([self[index] for index in indices])
-        if (advice := _advice_on_sizes(samples)) and not self._advised:
-            self._advised = True
-            _logger.warning("%s", advice)  # and no error: a user's collation may take them
-        return samples
+        return _checked([self[index] for index in indices])
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -174,7 +170,7 @@ class VideoClips(Dataset[Any]):
         number = index + self._id_offset
         if not self._from_manifest:
             return clips, number
-        return clips, number, int(self.labels[index]), int(self.ids[index])
+        return clips, number, int(self.labels[index]), int(self.ids[index]) + self._id_offset
 
 
 class _Paths:
@@ -218,26 +214,20 @@ def collate_clips(batch: Sequence[Any]) -> Any:
         >>> clips.shape, indices
         (torch.Size([1, 2, 3, 4, 8, 8]), tensor([0]))
     """
-    samples = _without_skipped(batch)
-    if advice := _advice_on_sizes(samples):
-        raise ValueError(advice)
-    return default_collate(samples)
+    return default_collate(_checked(batch))
 
 
-def _without_skipped(batch: Sequence[Any]) -> list[Any]:
+def _checked(batch: Sequence[Any]) -> list[Any]:
+    """Leave out what was skipped, and say what to do about clips that cannot be stacked."""
     samples = [sample for sample in batch if sample is not None]
     if not samples:
         raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
-    return samples
-
-
-def _advice_on_sizes(samples: Sequence[Any]) -> str:
-    """Say what to do about clips that cannot be stacked; empty when they can."""
     clips = [sample[0] for sample in samples if isinstance(sample, tuple)]
     shapes = sorted({tuple(one.shape) for one in clips if isinstance(one, Tensor)})
-    if len(shapes) < 2:
-        return ""
-    return (
-        f"the clips of a batch differ in shape, such as {shapes[0]} and {shapes[-1]}; to stack "
-        "them, crop in the dataset, as by `transform=augment.RandomResizedCrop(112)`"
-    )
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the clips of a batch differ in shape, such as {shapes[0]} and {shapes[-1]}; to stack "
+            "them, crop in the dataset: `transform=augment.RandomResizedCrop(112)`. (To collate "
+            "them in a way of your own, let the transform put them in a list.)"
+        )
+    return samples
