@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._checks import check_floating, check_ids, check_same_device, check_shape
-from .queues import Neighbors
+from iivcl._checks import check_floating, check_ids, check_same_device, check_shape
+from iivcl.queues import Neighbors
 
 __all__ = [
     "effective_rank",
@@ -48,8 +48,7 @@ def embedding_std(embeddings: Tensor) -> Tensor:
     """
     check_shape("embeddings", embeddings, "B D")
     check_floating("embeddings", embeddings)
-    std: Tensor = F.normalize(embeddings.float(), dim=1).std(dim=0, correction=0)  # (D,)
-    return std.mean()
+    return F.normalize(embeddings.float(), dim=1).std(dim=0, correction=0).mean()  # over D
 
 
 @torch.no_grad()

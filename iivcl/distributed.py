@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._checks import check_shape
+from iivcl._checks import check_shape
 
 __all__ = ["all_gather_cat", "batch_shuffle", "batch_unshuffle", "rank", "world_size"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_choice, check_positive
+from iivcl._checks import check_choice, check_positive
 
 __all__ = ["cosine_momentum", "momentum_copy", "momentum_update_"]
 
@@ -155,13 +155,12 @@ def cosine_momentum(step: int, total_steps: int, *, base: float = 0.994) -> floa
 def _unwrap(module: nn.Module) -> nn.Module:
     """Take off the wrappers that add a prefix to every name."""
     while True:
-        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            module = module.module
-        # Asked by name, because importing the class would load the whole compiler.
-        elif isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
-            module = original
-        else:
+        is_parallel = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+        # The compiler's is asked by name: importing its class would load the whole compiler.
+        inner = getattr(module, "module" if is_parallel else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return module
+        module = inner
 
 
 def _pairs(

@@ -7,10 +7,10 @@ from ._encoder import VideoEncoder
 from ._heads import PredictionHead, ProjectionHead
 from ._resnet import VideoResNet
 from ._slow import slow_r50, slow_resnet
-from ._slowfast import LoadReport, load_slowfast_checkpoint
 from ._split_norm import SplitBatchNorm
 from ._torchvision import mc3_18, r2plus1d_18, r3d_18, s3d
 from ._transformers import mvit_v2_s, swin3d_t
+from ._weights import LoadReport, load_weights
 
 __all__ = [
     "LoadReport",
@@ -19,7 +19,7 @@ __all__ = [
     "SplitBatchNorm",
     "VideoEncoder",
     "VideoResNet",
-    "load_slowfast_checkpoint",
+    "load_weights",
     "mc3_18",
     "mvit_v2_s",
     "r2plus1d_18",

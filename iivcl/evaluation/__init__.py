@@ -1,8 +1,8 @@
 """Measures of a frozen video encoder: retrieval, nearest neighbours, linear probe."""
 
-from ._features import Features, extract_features
-from ._neighbors import knn_classify, retrieval_recall
-from ._probe import fit_linear_probe, topk_accuracy
+from iivcl.evaluation._features import Features, extract_features
+from iivcl.evaluation._neighbors import knn_classify, retrieval_recall
+from iivcl.evaluation._probe import fit_linear_probe, topk_accuracy
 
 __all__ = [
     "Features",

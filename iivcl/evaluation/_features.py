@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice
-from ..distributed import all_gather_cat
+from iivcl._checks import check_choice
+from iivcl.distributed import all_gather_cat
 
 __all__ = ["Features", "extract_features"]
 
@@ -98,14 +98,13 @@ def extract_features(
 def _video_features(model: nn.Module, clips: Tensor) -> Tensor:
     """Average the features of the V clips of each video: (B, [V,] C, T, H, W) -> (B, D)."""
     views = clips.shape[1] if clips.ndim == 6 else 1
-    features = model(clips.flatten(0, 1) if clips.ndim == 6 else clips)  # (B * V, D)
+    features: Tensor = model(clips.flatten(0, 1) if clips.ndim == 6 else clips)  # (B * V, D)
     if features.ndim != 2 or len(features) != len(clips) * views:
         raise ValueError(
             f"`model` must map clips (B, C, T, H, W) to features (B, D); "
             f"got {tuple(features.shape)} from B={len(clips) * views}"
         )
-    mean: Tensor = features.float().reshape(len(clips), views, -1).mean(dim=1)
-    return mean.cpu()
+    return features.float().reshape(len(clips), views, -1).mean(dim=1).cpu()
 
 
 def _check_element(element: Sequence[Tensor]) -> Sequence[Tensor]:

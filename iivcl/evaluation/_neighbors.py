@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_floating, check_ids, check_positive, check_same_device, check_shape
-from ..queues import exact_topk
+from iivcl._checks import check_floating, check_positive, check_same_device, check_shape
+from iivcl.evaluation._rows import check_ks, check_labeled, hit_rates
+from iivcl.queues import exact_topk
 
 __all__ = ["knn_classify", "retrieval_recall"]
 
@@ -61,15 +62,12 @@ def retrieval_recall(
         CVPR 2019, section 4.3; centring: Han et al., "CoCLR", arXiv 2010.09709.
     """
     _check_sides(query, gallery, gallery_labels)
-    check_ids("query_labels", query_labels, len(query), "query")
-    check_same_device("query_labels", query_labels, "query", query)
-    for k in ks:
-        _check_k("ks", k, len(gallery))
+    check_labeled("query", query, "N D", "query_labels", query_labels)
+    check_ks("ks", ks, len(gallery), "rows of `gallery`")
     if center:
         query, gallery = query - query.mean(dim=0), gallery - gallery.mean(dim=0)
     _, indices = _nearest(query, gallery, max(ks))
-    hit = gallery_labels[indices] == query_labels[:, None]  # (N, max k), nearest first
-    return {k: hit[:, :k].any(dim=1).double().mean().item() for k in ks}
+    return hit_rates(gallery_labels[indices] == query_labels[:, None], ks)  # (N, max k)
 
 
 @torch.no_grad()
@@ -111,7 +109,7 @@ def knn_classify(
         arXiv 1805.01978, section 3.4.
     """
     _check_sides(query, gallery, gallery_labels)
-    _check_k("k", k, len(gallery))
+    check_ks("k", [k], len(gallery), "rows of `gallery`")
     check_positive("temperature", temperature)
     if num_classes is None:
         num_classes = int(gallery_labels.max()) + 1
@@ -134,14 +132,7 @@ def _check_sides(query: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None
     check_shape("query", query, "N D")
     check_floating("query", query)
     check_shape("gallery", gallery, "M D", D=(query.shape[1], "query"))
-    check_floating("gallery", gallery)
+    check_labeled("gallery", gallery, "M D", "gallery_labels", gallery_labels)
     check_same_device("gallery", gallery, "query", query)
-    check_ids("gallery_labels", gallery_labels, len(gallery), "gallery")
-    check_same_device("gallery_labels", gallery_labels, "gallery", gallery)
     if len(query) == 0:
         raise ValueError("`query` has no rows")
-
-
-def _check_k(name: str, k: int, rows: int) -> None:
-    if not 1 <= k <= rows:
-        raise ValueError(f"`{name}` must be in [1, {rows}] (rows of `gallery`); got {k}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._checks import check_floating, check_ids, check_same_device, check_shape
+from iivcl.evaluation._rows import check_ks, check_labeled, hit_rates
 
 __all__ = ["fit_linear_probe", "topk_accuracy"]
 
@@ -53,10 +53,7 @@ def fit_linear_probe(
         >>> probe(torch.tensor([[-3.0], [0.5]])).argmax(dim=1)
         tensor([0, 1])
     """
-    check_shape("features", features, "N D")
-    check_floating("features", features)
-    check_ids("labels", labels, len(features), "features")
-    check_same_device("labels", labels, "features", features)
+    check_labeled("features", features, "N D", "labels", labels)
     if weight_decay < 0:
         raise ValueError(f"`weight_decay` must be at least 0; got {weight_decay}")
     if num_classes is None:
@@ -69,9 +66,7 @@ def fit_linear_probe(
     z = (features - mean) / std
     probe = nn.Linear(features.shape[1], num_classes, device="meta")  # draws nothing
     probe = probe.to_empty(device=features.device)
-    weight, bias = probe.weight, probe.bias
-    nn.init.zeros_(weight)
-    nn.init.zeros_(bias)
+    weight, bias = nn.init.zeros_(probe.weight), nn.init.zeros_(probe.bias)
     optimizer = torch.optim.LBFGS(
         probe.parameters(),
         max_iter=max_iterations,
@@ -117,13 +112,6 @@ def topk_accuracy(
         >>> topk_accuracy(scores, torch.tensor([1, 2]), ks=(1, 2))
         {1: 0.5, 2: 1.0}
     """
-    check_shape("scores", scores, "N num_classes")
-    check_ids("labels", labels, len(scores), "scores")
-    check_same_device("labels", labels, "scores", scores)
-    for k in ks:
-        if not 1 <= k <= scores.shape[1]:
-            raise ValueError(
-                f"`ks` must be in [1, {scores.shape[1]}] (classes of `scores`); got {k}"
-            )
-    hit = scores.topk(max(ks), dim=1).indices == labels[:, None]  # (N, max k)
-    return {k: hit[:, :k].any(dim=1).double().mean().item() for k in ks}
+    check_labeled("scores", scores, "N num_classes", "labels", labels)
+    check_ks("ks", ks, scores.shape[1], "classes of `scores`")
+    return hit_rates(scores.topk(max(ks), dim=1).indices == labels[:, None], ks)  # (N, max k)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iivcl.backbones import VideoResNet, load_slowfast_checkpoint, slow_r50, slow_resnet
+from iivcl.backbones import VideoResNet, load_weights, slow_r50, slow_resnet
 
 Shape = tuple[int, ...]
 State = dict[str, Tensor]
@@ -126,7 +126,7 @@ def test_features_equal_the_original_network(original: State, tmp_path: Path) ->
         path,
     )
     backbone = slow_r50()
-    report = load_slowfast_checkpoint(backbone, path)
+    report = load_weights(backbone, path)
     assert report == ([], ["head.projection.weight", "head.projection.bias"])
     assert len(backbone.state_dict()) == len(state)
 
@@ -147,7 +147,7 @@ def test_contrastive_model_gives_the_query_encoder(original: State, tmp_path: Pa
     }
     torch.save({"model_state": {**momentum_encoder, **rest, **state}}, tmp_path / "moco.pyth")
     backbone = slow_r50()
-    report = load_slowfast_checkpoint(backbone, tmp_path / "moco.pyth")
+    report = load_weights(backbone, tmp_path / "moco.pyth")
     assert report.missing == []
     assert set(report.unused) == {*momentum_encoder, *rest}
     for ours, theirs in (
@@ -168,8 +168,8 @@ def test_pytorchvideo_names_are_the_same_network(original: State, tmp_path: Path
     torch.save({"model_state": state}, tmp_path / "ptv.pyth")
     torch.save(original, tmp_path / "bare.pyth")  # a state dict alone is read as well
     one, two = slow_r50(), slow_r50()
-    assert load_slowfast_checkpoint(one, tmp_path / "ptv.pyth").unused == ["blocks.5.proj.weight"]
-    assert load_slowfast_checkpoint(two, tmp_path / "bare.pyth").unused == []
+    assert load_weights(one, tmp_path / "ptv.pyth").unused == ["blocks.5.proj.weight"]
+    assert load_weights(two, tmp_path / "bare.pyth").unused == []
     for (name, value), other in zip(
         one.state_dict().items(), two.state_dict().values(), strict=True
     ):
@@ -182,14 +182,14 @@ def test_safetensors_in_and_out(original: State, tmp_path: Path) -> None:
     state = {"head.projection.weight": torch.zeros(400, 2048), **original}
     save_file(state, tmp_path / "slow.safetensors")
     backbone = slow_r50().to(memory_format=torch.channels_last_3d)
-    report = load_slowfast_checkpoint(backbone, tmp_path / "slow.safetensors")
+    report = load_weights(backbone, tmp_path / "slow.safetensors")
     assert report == ([], ["head.projection.weight"])
     ours = {name: value.contiguous() for name, value in backbone.state_dict().items()}
     save_file(ours, tmp_path / "ours.safetensors")
     torch.save(original, tmp_path / "slow.pyth")
     one, two = slow_r50(), slow_r50()
-    assert load_slowfast_checkpoint(one, tmp_path / "ours.safetensors") == ([], [])
-    load_slowfast_checkpoint(two, tmp_path / "slow.pyth")
+    assert load_weights(one, tmp_path / "ours.safetensors") == ([], [])
+    load_weights(two, tmp_path / "slow.pyth")
     torch.testing.assert_close(dict(one.state_dict()), dict(two.state_dict()), rtol=0, atol=0)
 
 
@@ -202,12 +202,12 @@ def test_safetensors_is_not_installed(tmp_path: Path, monkeypatch: pytest.Monkey
         "pip install 'iivcl[safetensors]'"
     )
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
-        load_slowfast_checkpoint(make_small(), path)
+        load_weights(make_small(), path)
 
 
 def test_deeper_network_goes_into_its_own_depth(tmp_path: Path) -> None:
     torch.save(make_state(pyslowfast_layers(101), prefix="module."), tmp_path / "r101.pyth")
-    report = load_slowfast_checkpoint(slow_resnet(101), tmp_path / "r101.pyth")
+    report = load_weights(slow_resnet(101), tmp_path / "r101.pyth")
     assert report == ([], [])
 
 
@@ -215,7 +215,7 @@ def test_counters_of_batches_may_be_missing(original: State, tmp_path: Path) -> 
     state = original
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     torch.save({"model_state": old}, tmp_path / "old.pyth")
-    report = load_slowfast_checkpoint(slow_r50(), tmp_path / "old.pyth")
+    report = load_weights(slow_r50(), tmp_path / "old.pyth")
     assert len(report.missing) == len(state) - len(old)
     assert {name.rsplit(".", 1)[1] for name in report.missing} == {"num_batches_tracked"}
 
@@ -259,7 +259,7 @@ def test_other_network_changes_nothing(
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     message = f"`path` '{path}' holds another network than `backbone`; {problem}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        load_slowfast_checkpoint(backbone, path)
+        load_weights(backbone, path)
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -270,7 +270,7 @@ def test_other_depth(tmp_path: Path) -> None:
         r"306 tensors \(s4\.pathway0_res10\.branch2\.a\.weight, .*, \.\.\.\) not in the backbone$"
     )
     with pytest.raises(ValueError, match=message):
-        load_slowfast_checkpoint(slow_r50(), tmp_path / "r101.pyth")
+        load_weights(slow_r50(), tmp_path / "r101.pyth")
 
 
 class RunsCode:
@@ -283,7 +283,7 @@ def test_code_in_the_file_is_not_run(tmp_path: Path) -> None:
     bomb.path = str(tmp_path / "was-run")  # type: ignore[attr-defined]
     torch.save({"model_state": bomb}, tmp_path / "bomb.pyth")
     with pytest.raises(ValueError, match="is not a file of tensors and plain values"):
-        load_slowfast_checkpoint(make_small(), tmp_path / "bomb.pyth")
+        load_weights(make_small(), tmp_path / "bomb.pyth")
     assert not (tmp_path / "was-run").exists()
 
 
@@ -298,7 +298,7 @@ def test_file_without_a_state_dict(content: object, kind: str, tmp_path: Path) -
         f"'model'; got {kind}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        load_slowfast_checkpoint(make_small(), path)
+        load_weights(make_small(), path)
 
 
 def make_small() -> VideoResNet:

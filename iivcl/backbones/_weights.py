@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._encoder import VideoEncoder
+from iivcl.backbones._encoder import VideoEncoder
 
-__all__ = ["LoadReport", "load_slowfast_checkpoint"]
+__all__ = ["LoadReport", "load_weights"]
 
 # Of a contrastive model, "backbone" is the query encoder and "backbone_hist" the momentum encoder.
 _PREFIX = re.compile(r"(module\.)?(backbone\.)?")
@@ -24,29 +24,26 @@ _ENCODER = re.compile(
 )
 
 # Rewritten in this order, every name of the three libraries becomes ours.
-_RENAMES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        # PySlowFast
-        (r"^s1\.pathway0_stem\.bn\.", "stem.norm."),
-        (r"^s1\.pathway0_stem\.", "stem."),
-        (r"^s2\.pathway0_res", "layer1."),
-        (r"^s3\.pathway0_res", "layer2."),
-        (r"^s4\.pathway0_res", "layer3."),
-        (r"^s5\.pathway0_res", "layer4."),
-        (r"^(layer\d\.\d+)\.branch1\.", r"\1.shortcut.conv."),
-        (r"^(layer\d\.\d+)\.branch1_bn\.", r"\1.shortcut.norm."),
-        (r"^(layer\d\.\d+)\.branch2\.([abc])\.", r"\1.branch.\2.conv."),
-        (r"^(layer\d\.\d+)\.branch2\.([abc])_bn\.", r"\1.branch.\2.norm."),
-        # PyTorchVideo
-        (r"^blocks\.0\.(conv|norm)\.", r"stem.\1."),
-        (r"^blocks\.([1-4])\.res_blocks\.", r"layer\1."),
-        (r"\.branch1_(conv|norm)\.", r".shortcut.\1."),
-        (r"\.branch2\.(conv|norm)_([abc])\.", r".branch.\2.\1."),
-        # torchvision
-        (r"^features\.", "stages."),
-    )
-]
+_RENAMES = (
+    # PySlowFast
+    (r"^s1\.pathway0_stem\.bn\.", "stem.norm."),
+    (r"^s1\.pathway0_stem\.", "stem."),
+    (r"^s2\.pathway0_res", "layer1."),
+    (r"^s3\.pathway0_res", "layer2."),
+    (r"^s4\.pathway0_res", "layer3."),
+    (r"^s5\.pathway0_res", "layer4."),
+    (r"^(layer\d\.\d+)\.branch1\.", r"\1.shortcut.conv."),
+    (r"^(layer\d\.\d+)\.branch1_bn\.", r"\1.shortcut.norm."),
+    (r"^(layer\d\.\d+)\.branch2\.([abc])\.", r"\1.branch.\2.conv."),
+    (r"^(layer\d\.\d+)\.branch2\.([abc])_bn\.", r"\1.branch.\2.norm."),
+    # PyTorchVideo
+    (r"^blocks\.0\.(conv|norm)\.", r"stem.\1."),
+    (r"^blocks\.([1-4])\.res_blocks\.", r"layer\1."),
+    (r"\.branch1_(conv|norm)\.", r".shortcut.\1."),
+    (r"\.branch2\.(conv|norm)_([abc])\.", r".branch.\2.\1."),
+    # torchvision
+    (r"^features\.", "stages."),
+)
 
 
 class LoadReport(NamedTuple):
@@ -62,7 +59,7 @@ class LoadReport(NamedTuple):
     unused: list[str]
 
 
-def load_slowfast_checkpoint(backbone: VideoEncoder, path: str | os.PathLike[str]) -> LoadReport:
+def load_weights(backbone: VideoEncoder, path: str | os.PathLike[str]) -> LoadReport:
     """Load published weights of the Slow network, or of torchvision's networks, into an encoder.
 
     Reads the files of PySlowFast, supervised or self-supervised (of these the query encoder), of
@@ -85,7 +82,7 @@ def load_slowfast_checkpoint(backbone: VideoEncoder, path: str | os.PathLike[str
 
     Example:
         >>> path = "MoCo_SlowR50_8x8_T2_epoch_00200.pyth"
-        >>> report = load_slowfast_checkpoint(slow_r50(), path)  # doctest: +SKIP
+        >>> report = load_weights(slow_r50(), path)  # doctest: +SKIP
 
     Source:
         Names: github.com/facebookresearch/SlowFast, github.com/facebookresearch/pytorchvideo and
@@ -150,16 +147,14 @@ def _read_safetensors(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
             f"`path` {os.fspath(path)!r} is read by the package safetensors, which is not "
             "installed: pip install 'iivcl[safetensors]'"
         ) from error
-    state: Mapping[str, Tensor] = load_file(path)
-    return state
+    return dict(load_file(path))
 
 
 def _rename(name: str) -> str:
     for pattern, replacement in _RENAMES:
-        name = pattern.sub(replacement, name)
+        name = re.sub(pattern, replacement, name)
     return name
 
 
 def _summary(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} tensors ({shown})"
+    return f"{len(names)} tensors ({', '.join(sorted(names)[:3] + ['...'] * (len(names) > 3))})"
