@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,7 +128,8 @@ def test_features_equal_the_original_network(original: State, tmp_path: Path) ->
     )
     backbone = slow_r50()
     report = load_weights(backbone, path)
-    assert report == ([], ["head.projection.weight", "head.projection.bias"])
+    head = ["model_state.head.projection.weight", "model_state.head.projection.bias"]
+    assert report == ([], head, "model_state.")
     assert len(backbone.state_dict()) == len(state)
 
     video = torch.randn(1, 3, 2, 32, 32, dtype=torch.float64)
@@ -149,7 +151,8 @@ def test_contrastive_model_gives_the_query_encoder(original: State, tmp_path: Pa
     backbone = slow_r50()
     report = load_weights(backbone, tmp_path / "moco.pyth")
     assert report.missing == []
-    assert set(report.unused) == {*momentum_encoder, *rest}
+    assert set(report.unused) == {f"model_state.{name}" for name in (*momentum_encoder, *rest)}
+    assert report.prefix == "model_state.backbone."
     for ours, theirs in (
         ("stem.conv.weight", "backbone.s1.pathway0_stem.conv.weight"),
         ("stem.norm.running_var", "backbone.s1.pathway0_stem.bn.running_var"),
@@ -168,7 +171,7 @@ def test_pytorchvideo_names_are_the_same_network(original: State, tmp_path: Path
     torch.save({"model_state": state}, tmp_path / "ptv.pyth")
     torch.save(original, tmp_path / "bare.pyth")  # a state dict alone is read as well
     one, two = slow_r50(), slow_r50()
-    assert load_weights(one, tmp_path / "ptv.pyth").unused == ["blocks.5.proj.weight"]
+    assert load_weights(one, tmp_path / "ptv.pyth").unused == ["model_state.blocks.5.proj.weight"]
     assert load_weights(two, tmp_path / "bare.pyth").unused == []
     for (name, value), other in zip(
         one.state_dict().items(), two.state_dict().values(), strict=True
@@ -183,12 +186,12 @@ def test_safetensors_in_and_out(original: State, tmp_path: Path) -> None:
     save_file(state, tmp_path / "slow.safetensors")
     backbone = slow_r50().to(memory_format=torch.channels_last_3d)
     report = load_weights(backbone, tmp_path / "slow.safetensors")
-    assert report == ([], ["head.projection.weight"])
+    assert report == ([], ["head.projection.weight"], "")
     ours = {name: value.contiguous() for name, value in backbone.state_dict().items()}
     save_file(ours, tmp_path / "ours.safetensors")
     torch.save(original, tmp_path / "slow.pyth")
     one, two = slow_r50(), slow_r50()
-    assert load_weights(one, tmp_path / "ours.safetensors") == ([], [])
+    assert load_weights(one, tmp_path / "ours.safetensors") == ([], [], "")
     load_weights(two, tmp_path / "slow.pyth")
     torch.testing.assert_close(dict(one.state_dict()), dict(two.state_dict()), rtol=0, atol=0)
 
@@ -208,7 +211,7 @@ def test_safetensors_is_not_installed(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_deeper_network_goes_into_its_own_depth(tmp_path: Path) -> None:
     torch.save(make_state(pyslowfast_layers(101), prefix="module."), tmp_path / "r101.pyth")
     report = load_weights(slow_resnet(101), tmp_path / "r101.pyth")
-    assert report == ([], [])
+    assert report == ([], [], "module.")
 
 
 def test_counters_of_batches_may_be_missing(original: State, tmp_path: Path) -> None:
@@ -239,7 +242,8 @@ def widen_the_stem(state: State) -> None:
         (drop_a_kernel, "1 tensors (layer2.1.branch.b.conv.weight) missing in the file"),
         (
             add_a_fast_pathway,
-            "2 tensors (s1.pathway1_stem.conv.weight, s1_fuse.conv_f2s.weight) not in the backbone",
+            "2 tensors (model_state.s1.pathway1_stem.conv.weight, "
+            "model_state.s1_fuse.conv_f2s.weight) not in the backbone",
         ),
         (
             widen_the_stem,
@@ -257,7 +261,8 @@ def test_other_network_changes_nothing(
     torch.save({"model_state": state}, path)
     backbone = slow_r50()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    message = f"`path` '{path}' holds another network than `backbone`; {problem}"
+    message = f"`path` '{path}' holds another network than `backbone` under "
+    message += f"'model_state.'; {problem}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_weights(backbone, path)
     for name, value in backbone.state_dict().items():
@@ -287,18 +292,102 @@ def test_code_in_the_file_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "was-run").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "kind"), [([1, 2], "list"), ({"model_state": {"epoch": 3}}, "dict")]
-)
-def test_file_without_a_state_dict(content: object, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [[1, 2], {"model_state": {"epoch": 3}}, {0: torch.zeros(1)}])
+def test_file_without_a_state_dict(content: object, tmp_path: Path) -> None:
     path = tmp_path / "list.pyth"
     torch.save(content, path)
-    message = (
-        f"`path` '{path}' must hold a state dict, or a dict with one under 'model_state' or "
-        f"'model'; got {kind}"
-    )
+    message = f"`path` '{path}' must hold a state dict, by itself or under a key"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_weights(make_small(), path)
+
+
+@pytest.fixture(scope="module")
+def small() -> State:
+    return dict(make_small().state_dict())
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+HEAD = {"weight": torch.zeros(8, 512)}
+
+
+@pytest.mark.parametrize(
+    ("content", "prefix"),
+    [
+        (lambda s: under("_orig_mod.", s), "_orig_mod."),
+        (lambda s: under("module._orig_mod.", s), "module._orig_mod."),
+        (lambda s: under("module.0.", s) | under("module.1.", HEAD), "module.0."),
+        (lambda s: under("0._orig_mod.", s) | under("1.", HEAD), "0._orig_mod."),
+        (lambda s: under("encoder_q.", s) | under("encoder_k.", s), "encoder_q."),
+        (lambda s: under("encoder.", s) | under("key_encoder.", s), "encoder."),
+        (lambda s: {"state_dict": under("net.", s), "epoch": 3}, "state_dict.net."),
+        (lambda s: {"model": s, "model_ema": s, "optimizer": {"state": {0: s}}}, "model."),
+        (lambda s: {"a": {"weights": under("0.", s)}, "queue": HEAD}, "a.weights.0."),
+        (lambda s: {"teacher": s, "head": HEAD}, "teacher."),
+        (
+            lambda s: {name.replace("layer1.", "layer1._orig_mod."): v for name, v in s.items()},
+            "",
+        ),
+    ],
+)
+def test_the_encoder_is_found_wherever_it_is(
+    content: Callable[[State], object], prefix: str, small: State, tmp_path: Path
+) -> None:
+    torch.save(content(small), tmp_path / "some.pth")
+    backbone = slow_resnet(18)
+    report = load_weights(backbone, tmp_path / "some.pth")
+    assert (report.missing, report.prefix) == ([], prefix)
+    assert not any(name.startswith(f"{prefix}stem.") for name in report.unused)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, small[name]), name
+
+
+def test_several_encoders_that_fit(small: State, tmp_path: Path) -> None:
+    other = {name: value + 1 for name, value in small.items()}
+    path = tmp_path / "two.pth"
+    torch.save({"rgb": small, "flow": other}, path)
+    message = (
+        f"`path` '{path}' holds several encoders that fit; choose one with `prefix`, of "
+        "['rgb.', 'flow.']"
+    )
+    backbone = slow_resnet(18)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_weights(backbone, path)
+    report = load_weights(backbone, path, prefix="flow.")
+    assert set(report.unused) == {f"rgb.{name}" for name in small}
+    assert torch.equal(backbone.state_dict()["stem.conv.weight"], other["stem.conv.weight"])
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_a_damaged_file_names_its_path(form: str, tmp_path: Path) -> None:
+    """Cut anywhere or with a byte changed, what is left is refused in our words."""
+    from safetensors.torch import save_file
+
+    state = {f"layer1.{i}.weight": torch.randn(6, 6) for i in range(4)}
+    whole = tmp_path / ("whole.safetensors" if form == "safetensors" else "whole.pth")
+    if form == "safetensors":
+        save_file(state, whole)
+    else:
+        torch.save({"model": state}, whole, _use_new_zipfile_serialization=form == "zip")
+    data, backbone = whole.read_bytes(), make_small()
+    path = whole.with_stem("damaged")
+    for place in range(0, len(data), 41):
+        changed = bytes([data[place] ^ 255])
+        for damaged in (data[:place], data[:place] + changed + data[place + 1 :]):
+            path.write_bytes(damaged)
+            with (
+                warnings.catch_warnings(),
+                pytest.raises(ValueError, match=re.escape(f"`path` '{path}' ")),
+            ):
+                warnings.simplefilter("ignore")
+                load_weights(backbone, path)
+
+
+def test_a_missing_file_names_itself(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        load_weights(make_small(), tmp_path / "none.pth")
 
 
 def make_small() -> VideoResNet:
