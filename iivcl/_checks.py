@@ -64,6 +64,13 @@ def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor)
         )
 
 
+def check_at_least(least: int, **values: int) -> None:
+    """Check Python numbers, given by the names of their arguments."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}; got {value}")
+
+
 def check_positive(name: str, value: float) -> None:
     """Check that a Python number is above zero."""
     if not value > 0:
