@@ -1,11 +1,13 @@
-"""Argument checks shared by the whole package.
+"""The door of the package: argument checks, and embeddings of unit length.
 
-All of them read only shapes, dtypes and Python numbers: none reads a tensor's values, so none
+The checks read only shapes, dtypes and Python numbers: none reads a tensor's values, so none
 makes a GPU wait, and all of them trace through ``torch.compile(fullgraph=True)``.
 """
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -79,6 +81,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Check that a string is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}")
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Scale the rows (..., D) to unit length, whatever finite length they have; 0 stays 0.
+
+    Half precision becomes float32. The largest entry is divided out first: the squares of entries
+    from 2e19 on, or below 1e-23, leave the range of float32. It is no part of the derivative, which
+    does not depend on the length.
+    """
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
+    return F.normalize(rows / largest.clamp_(min=torch.finfo(rows.dtype).tiny), dim=-1)
 
 
 def _join(axes: list[str]) -> str:

@@ -12,10 +12,10 @@ from iivcl.backbones._encoder import VideoEncoder
 from iivcl.backbones._heads import PredictionHead, ProjectionHead
 from iivcl.backbones._resnet import VideoResNet
 from iivcl.backbones._slow import slow_r50, slow_resnet
-from iivcl.backbones._slowfast import LoadReport, load_slowfast_checkpoint
 from iivcl.backbones._split_norm import SplitBatchNorm
 from iivcl.backbones._torchvision import mc3_18, r2plus1d_18, r3d_18, s3d
 from iivcl.backbones._transformers import mvit_v2_s, swin3d_t
+from iivcl.backbones._weights import LoadReport, load_weights
 
 __all__ = [
     "LoadReport",
@@ -27,7 +27,7 @@ __all__ = [
     "VideoResNet",
     "WrongConvolution",
     "check_convolutions",
-    "load_slowfast_checkpoint",
+    "load_weights",
     "mc3_18",
     "mvit_v2_s",
     "r2plus1d_18",
