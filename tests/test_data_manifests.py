@@ -170,6 +170,15 @@ def test_held_out_videos_share_no_id_with_the_others(
     assert listed(again) == listed(train)
 
 
+def test_default_device_plays_no_part(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label,split\n/a,x,train\n/b,y,test\n/c,x,train\n")
+    with torch.device("meta"):
+        manifest = read_manifest(tmp_path / "a.csv")
+        train, test = manifest.hold_out(0.3)
+        assert listed(manifest.split("test")) == [("/b", 1, 1)]
+    assert sorted(listed(train) + listed(test)) == listed(manifest)
+
+
 def test_share_is_met_where_every_video_has_its_own_id() -> None:
     for share in (0.1, 0.25, 0.5):
         train, test = manifest_of(list(range(100))).hold_out(share)
