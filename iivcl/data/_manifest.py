@@ -78,6 +78,8 @@ class Manifest(NamedTuple):
             >>> read_manifest(file).split("train").paths
             ['/a.mp4', '/c.mp4']
         """
+        if not self.splits:
+            raise ValueError("the manifest names no splits; `hold_out` parts it at random")
         check_choice("name", name, tuple(sorted(set(self.splits) - {""})))
         mask = torch.tensor([split == name for split in self.splits], device="cpu")
         inside = set(self.ids[mask].tolist())
