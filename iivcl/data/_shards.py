@@ -52,15 +52,12 @@ class TarSample(NamedTuple):
 
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
         """Read some of the files."""
-        contents = {}
         try:
             with decode_errors(self.path), tarfile.open(self.shard, "r:") as archive:
-                for name in names:
-                    file = archive.extractfile(self.files[name])
-                    contents[name] = b"" if file is None else file.read()
+                files = {name: archive.extractfile(self.files[name]) for name in names}
+                return {name: file.read() for name, file in files.items() if file is not None}
         except tarfile.TarError as error:
             raise DecodeError(f"{self.path}: the archive ends in the middle of it") from error
-        return contents
 
 
 def list_samples(shard: str, name_end: NameEnd) -> list[TarSample]:
