@@ -277,13 +277,14 @@ def test_flow_has_two_channels() -> None:
             "r3d_18",
             (2, 1, 8, 32, 32),
             "`video` must have shape (B, C, T, H, W) with C=3 (from `in_channels`); "
-            "got (2, 1, 8, 32, 32)",
+            "got (2, 1, 8, 32, 32). Expand gray clips to 3 channels with "
+            "`video.expand(-1, 3, -1, -1, -1)`",
         ),
         (
             "slow_r18",
             (3, 8, 32, 32),
             "`video` must have shape (B, C, T, H, W) with C=3 (from `in_channels`); "
-            "got (3, 8, 32, 32)",
+            "got (3, 8, 32, 32). For a single clip, add the axis B with `video[None]`",
         ),
         (
             "r3d_18",

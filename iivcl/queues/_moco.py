@@ -277,10 +277,10 @@ class MoCoQueue(nn.Module):
             if saved != own
         ]
         if wrong:  # nothing is loaded rather than half of it
-            error_msgs.append(
-                f"{'; '.join(wrong)}. Build the queue with the checkpoint's size, load it, and "
-                "then call `resize_(size)` to keep the newest rows"
-            )
+            other_dim = "keys" in shapes and shapes["keys"][0][1:] != (self.dim,)
+            resize = "size, load it, and then call `resize_(size)` to keep the newest rows"
+            remedy = "dim; other keys cannot be compared" if other_dim else resize
+            error_msgs.append(f"{'; '.join(wrong)}. Build the queue with the checkpoint's {remedy}")
             return
         for name, value in given.items():
             if name == "has_ids":
