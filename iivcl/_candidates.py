@@ -93,7 +93,10 @@ class Candidates(NamedTuple):
         with without_autocast(query):
             if size == "dense" or not len(self.keys):
                 return self._chunk_log_sum_exp(query, slice(0, len(self.keys)))
-            if self.keys.requires_grad and torch.is_grad_enabled():
+            constants = (self.keys, self.pairs)
+            if torch.is_grad_enabled() and any(
+                x is not None and x.requires_grad for x in constants
+            ):
                 parts = [
                     recomputed(self._chunk_log_sum_exp, query, span)
                     for span in spans(len(self.keys), size)
@@ -114,8 +117,9 @@ class Candidates(NamedTuple):
         parts: list[Tensor] = []
         if self.rows is not None:
             parts.append(~self.rows[None, span])
-        if self.pairs is not None and self.pairs.dtype == torch.bool:
-            parts.append(~self.pairs[:, span])
+        if self.pairs is not None:
+            pairs = self.pairs[:, span]
+            parts.append(~pairs if pairs.dtype == torch.bool else pairs <= 0)
         if self.query_ids is not None and self.ids is not None:
             parts.append(self.query_ids[:, None] == self.ids[None, span])
         if self.without is not None:
@@ -136,9 +140,10 @@ class Candidates(NamedTuple):
     def _logits(self, query: Tensor, keys: Tensor, span: slice, nothing: float) -> Tensor:
         """Multiply the queries with ``keys``, which are those of ``span``, (B, c)."""
         logits = query @ keys.T
-        if self.pairs is not None and self.pairs.is_floating_point():
-            logits = logits.add_(self.pairs[:, span].to(logits.dtype).log().clamp(min=nothing))
         dropped = self.dropped(span)
+        if self.pairs is not None and self.pairs.is_floating_point() and dropped is not None:
+            factors = self.pairs[:, span].to(logits.dtype).masked_fill(dropped, 1.0)
+            logits = logits.add_(factors.log())
         return logits if dropped is None else logits.masked_fill_(dropped, nothing)
 
     def _chunk_log_sum_exp(self, query: Tensor, span: slice) -> Tensor:

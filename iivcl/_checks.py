@@ -53,6 +53,8 @@ def check_ids(name: str, ids: Tensor, rows: int, source: str) -> None:
     check_shape(name, ids, "B", B=(rows, source))
     if ids.is_floating_point() or ids.is_complex():
         raise TypeError(f"`{name}` must be an integer tensor; got {ids.dtype}")
+    if ids.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares none of them
+        raise TypeError(f"`{name}` must be int64; got {ids.dtype}. Use `{name}.to(torch.int64)`")
 
 
 def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -120,7 +122,7 @@ def unit_rows(rows: Tensor) -> Tensor:
     if _is_at_hand(rows):  # a million rows of usual length need no further pass
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         if bool(((length > 1e-10) & (length < 1e10)).all()):
-            return rows / length
+            return rows.div(length)
     largest = rows.detach().abs().amax(-1, keepdim=True)  # vector_norm takes 17 times as long
     factor = largest.clamp(1e-10, 1e10) / largest.clamp(min=torch.finfo(rows.dtype).tiny)
     return F.normalize(rows * factor, dim=-1, eps=1e-30)
