@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from iivcl import _engine
 from iivcl._checks import check_embeddings, check_ids, check_mask, check_shape, unit_rows
 from iivcl._precision import without_autocast
 
@@ -183,7 +184,7 @@ def choose_chunk_size(chunk_size: ChunkSize, query: Tensor, keys: int) -> int | 
 
 def streaming_chunk_size(query: Tensor) -> int:
     """Return the keys per step whose logits fit the cache of the device and are worth a step."""
-    logits = 2**20 if query.device.type == "cpu" else 2**23  # 4 and 32 MiB of float32
+    logits = 2**20 if _engine.on_cpu(query) else 2**23  # 4 and 32 MiB of float32
     return max(1024, logits // max(query.shape[0], 1))
 
 

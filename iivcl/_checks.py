@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iivcl import _engine
+
 
 def check_shape(name: str, tensor: Tensor, pattern: str, **sizes: tuple[int, str]) -> None:
     """Check the number of axes of ``tensor`` and the sizes that are already known.
@@ -130,7 +132,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 def _is_at_hand(tensor: Tensor) -> bool:
     """Whether to read a value of a constant makes nobody wait: neither a device nor a tracer."""
-    if tensor.device.type != "cpu" or tensor.requires_grad or torch.compiler.is_compiling():
+    if not _engine.on_cpu(tensor) or tensor.requires_grad or torch.compiler.is_compiling():
         return False
     return type(tensor) is Tensor and not torch._C._are_functorch_transforms_active()
 
