@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -347,21 +348,21 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
     """Shard every block of the backbone on its own, and what is left together."""
     need(hasattr(dist.fsdp, "fully_shard"), f"--fsdp needs torch >= 2.6; got {torch.__version__}")
     mesh = dist.device_mesh.init_device_mesh(device.type, (world_size(),))
-    lists = (nn.Sequential, nn.ModuleList)
+    # Resharded at once, also the root: between two passes every parameter is this rank's part.
+    shard_one = partial(dist.fsdp.fully_shard, mesh=mesh, reshard_after_forward=True)
 
     def shard_blocks(parent: nn.Module) -> None:
         for child in parent.children():
-            if (
-                isinstance(parent, lists)
-                and not isinstance(child, lists)
-                and list(child.parameters())
-            ):
-                dist.fsdp.fully_shard(child, mesh=mesh)
+            is_list, in_list = (
+                isinstance(m, (nn.Sequential, nn.ModuleList)) for m in (child, parent)
+            )
+            if in_list and not is_list and list(child.parameters()):
+                shard_one(child)
             else:
                 shard_blocks(child)
 
     shard_blocks(encoder.backbone)
-    dist.fsdp.fully_shard(encoder, mesh=mesh)
+    shard_one(encoder)
 
 
 @contextmanager

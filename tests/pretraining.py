@@ -18,11 +18,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SMALL = (
-    "--frames=4 --stride=1 --size=32 --backbone=tiny_encoder:with_norm --dim=8 --batch-size=4 "
-    "--queue-size=24 --epochs=2 --warmup-epochs=0 --log-every=1 --workers=0 --collapse-std=0 "
-    "--lr=0.05 --momentum=0.9 --knn-every=0"
-).split()
+SMALL = [
+    "--frames=4", "--stride=1", "--size=32", "--backbone=tiny_encoder:with_norm", "--dim=8",
+    "--batch-size=4", "--queue-size=24", "--epochs=2", "--warmup-epochs=0", "--log-every=1",
+    "--workers=0", "--collapse-std=0", "--lr=0.05", "--momentum=0.9", "--knn-every=0",
+]  # fmt: skip
 SPEED = {"clips_per_second", "data_wait"}  # numbers of the log that no two runs share
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tarfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,14 @@ def test_order_of_videos_is_that_of_the_unbroken_run_wherever_it_is_taken_up(
             batches.epoch, batches.step = epoch, step
             parts = list(batches)
             assert len(parts) == len(batches)
-            of_ranks.append([sum(parts[i : i + accumulate], []) for i in
-                             range(0, len(parts), accumulate)])  # fmt: skip
-        return [sum(shares, []) for shares in zip(*of_ranks, strict=True)]
+            chunks = [parts[i : i + accumulate] for i in range(0, len(parts), accumulate)]
+            of_ranks.append([list(chain(*chunk)) for chunk in chunks])
+        return [list(chain(*shares)) for shares in zip(*of_ranks, strict=True)]
 
     orders = []
     for epoch in (0, 1):
         unbroken = read(1, 1, epoch, 0)
-        orders.append(sum(unbroken, []))
+        orders.append(list(chain(*unbroken)))
         assert len(unbroken) == steps
         assert len(set(orders[-1])) == 4 * steps  # none twice
         for step in range(steps + 1):
