@@ -91,7 +91,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--backbone", help="* name in iivcl.backbones, or my_module:my_function")
     add("--init", type=Path, help="checkpoint of the backbone to begin with")
     add("--dim", type=int, default=128, help="of the embedding")
-    add("--batch-norm", choices=("local", "shuffle", "sync"), help="default: as the method needs")
+    add("--batch-norm", choices=("local", "shuffle", "sync"), help="default: sync on GPUs")
     add("--queue-size", type=int, help="* rows, over all ranks")
     add("--queue", default="gather", choices=("gather", "shard", "local"))
     add("--negatives", default="queue", choices=("queue", "queue+batch"))
@@ -127,7 +127,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def settle(args: argparse.Namespace) -> None:
     """Fill in what follows from other settings, and refuse what does not go together."""
     ranks, gpu = world_size(), torch.cuda.is_available()
-    has_key_encoder = METHODS[args.method] is momentum_contrast
+    has_key_encoder = args.method in HAS_KEY_ENCODER
     if args.method == "rho-moco":
         args.neighbors = 0
     if args.lr is None:
@@ -135,7 +135,8 @@ def settle(args: argparse.Namespace) -> None:
     if args.collapse_std is None:
         args.collapse_std = 0.1 / math.sqrt(args.dim)
     if args.batch_norm is None:
-        args.batch_norm = "shuffle" if has_key_encoder else "sync" if gpu else "local"
+        # Shuffling sends every clip to every rank: beyond one machine that costs more than the step.
+        args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
     for name in ("frames", "stride", "size", "dim", "queue_size", "batch_size", "accumulate",
                  "epochs", "log_every", "keep"):  # fmt: skip
         option = "--" + name.replace("_", "-")
@@ -278,6 +279,7 @@ def neighbor_contrast(
     return Output({"loss": torch.stack(losses).mean()}, query, key)
 
 
+HAS_KEY_ENCODER = ("iivcl", "rho-moco")
 METHODS = {
     "iivcl": momentum_contrast,
     "rho-moco": momentum_contrast,  # with no neighbours
@@ -306,7 +308,7 @@ def build(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
     encoder: nn.Module = Encoder(args).to(device, memory_format=layout(args))
     if args.batch_norm == "sync":
         encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-    key_encoder = momentum_copy(encoder) if METHODS[args.method] is momentum_contrast else None
+    key_encoder = momentum_copy(encoder) if args.method in HAS_KEY_ENCODER else None
     for module in filter(None, (encoder, key_encoder)):
         if args.fsdp:
             shard(module, device)
