@@ -18,7 +18,7 @@ from iivcl.queues import estimate
 
 # The machine, assumed.
 GPU_FLOPS = (
-    100e12  # sustained by a video encoder in bfloat16, per second: a tenth of an H100's peak
+    100e12  # per second, sustained by a video encoder in bfloat16: a tenth of an H100's peak
 )
 GPUS_PER_NODE = 8
 CORES_PER_GPU = 12
@@ -27,7 +27,7 @@ LINK_BETWEEN_NODES = 40e9  # and from those of other nodes: a 400 Gb/s port per 
 LATENCY = 20e-6  # seconds of a collective per doubling of the ranks
 DISK = 5e9  # bytes per second and node of a shared file system or a local drive
 
-# Reading, measured: CPU seconds per video of two clips of 8 frames, and bytes per file of 10 seconds
+# Reading, measured: CPU seconds per video of two clips of 8 frames, and bytes per file of 10 s
 # ("Datasets" on the page of benchmarks). Prepared files grow with the pixels, which is assumed.
 READ_ORIGINAL, BYTES_ORIGINAL = 0.108, 1.47 * 2**20  # 340x256, a keyframe every 250 frames
 READ_PREPARED, BYTES_PREPARED = 0.0125, 0.89 * 2**20  # short side 128, for crops of 112

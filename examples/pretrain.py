@@ -135,7 +135,7 @@ def settle(args: argparse.Namespace) -> None:
     if args.collapse_std is None:
         args.collapse_std = 0.1 / math.sqrt(args.dim)
     if args.batch_norm is None:
-        # Shuffling sends every clip to every rank: beyond one machine that costs more than the step.
+        # Shuffling sends every clip to every rank: on many it costs more than the step.
         args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
     for name in ("frames", "stride", "size", "dim", "queue_size", "batch_size", "accumulate",
                  "epochs", "log_every", "keep"):  # fmt: skip
