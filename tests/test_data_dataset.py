@@ -28,7 +28,7 @@ from iivcl.data import (
     DecodeError,
     Failure,
     VideoClips,
-    _reader,
+    _stream,
     clip_indices,
     collate_clips,
     random_clip_starts,
@@ -98,11 +98,11 @@ def test_frames_are_counted_by_decoding_only_once(
     first = dataset[0][0]
     passes = []
 
-    def counted(reader, original=_reader.VideoReader._decode_from_start):
+    def counted(reader, original=_stream.Stream._decode_from_start):
         passes.append(1)
         return original(reader)
 
-    monkeypatch.setattr(_reader.VideoReader, "_decode_from_start", counted)
+    monkeypatch.setattr(_stream.Stream, "_decode_from_start", counted)
     assert dataset[0][0].equal(first)
     assert passes == [1]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.utils.data import Dataset, default_collate
 
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._draws import Draws
+from iivcl.data._failures import Failure
 from iivcl.data._manifest import (
     MANIFEST_SUFFIXES,
     Manifest,
@@ -21,14 +24,14 @@ from iivcl.data._manifest import (
     make_manifest,
     read_manifest,
 )
-from iivcl.data._reader import open_source
-from iivcl.data._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
+from iivcl.data._open_video import open_video
+from iivcl.data._readings import OnError, Readings, Shared
 from iivcl.data._recipe import ClipRecipe, check_recipe
 
 __all__ = ["VideoClips", "collate_clips"]
 
 
-class VideoClips(Readings, Dataset[Any]):
+class VideoClips(Dataset[Any]):
     """Clips of videos, one video per index.
 
     The clips of a video depend on (``seed``, epoch, index) alone: not on the number of workers or
@@ -78,61 +81,102 @@ class VideoClips(Readings, Dataset[Any]):
         failure_log: StrPath | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(on_error, failure_log)
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
+        self._readings = Readings(on_error, failure_log)
         manifest, self._from_manifest = _to_manifest(videos)
-        # One array instead of N str objects, whose reference counts would make every forked
-        # worker copy the memory that they lie in.
-        self._paths = np.array([os.fsencode(path) for path in manifest.paths])
+        self._paths = _Paths(manifest.paths)
         self.labels = manifest.labels
         self.ids = manifest.ids
         self.classes = manifest.classes
         # So that a video whose frames can only be counted by decoding is counted once.
-        self._counts = shared_zeros(len(manifest.paths))  # frames of each video, 0: not known yet
+        self._counts = Shared(len(manifest.paths))  # frames of each video, 0: not known yet
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def path(self, index: int) -> str:
         """Return the path of one video."""
-        return os.fsdecode(self._paths[index])
+        return self._paths[range(len(self))[index]]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose clips come next, in running workers as well.
 
         Logs what failed in the epoch before, if anything did.
         """
-        self._failures.summarise(int(self._epoch), len(self))
-        self._epoch.fill_(epoch)
+        self._readings.set_epoch(epoch, len(self))
+
+    def failures(self) -> list[Failure]:
+        """Return every failed reading so far, of this process and its workers."""
+        return self._readings.failures.read()
+
+    def name_crashes(self) -> AbstractContextManager[None]:
+        """Turn the death of a worker into a `DecodeError` that names what it was reading.
+
+        A decoder that crashes takes its process with it, and PyTorch's error tells the number of
+        the process alone. Put the loop over the DataLoader inside this context.
+
+        Raises:
+            DecodeError: A worker died while it read a video; it is among `failures` as well.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from iivcl.data import ClipRecipe, VideoClips, make_synthetic_videos
+            >>> paths = make_synthetic_videos(tempfile.mkdtemp() + "/videos", 2)
+            >>> dataset = VideoClips(paths, ClipRecipe(num_frames=4, stride=2))
+            >>> with dataset.name_crashes():
+            ...     for clips, index in torch.utils.data.DataLoader(dataset):
+            ...         pass
+        """
+        return self._readings.name_crashes(self.path)
 
     def __getitem__(self, index: int) -> Any:
-        index = range(len(self))[index]  # negative indices, and IndexError behind the end
-        return self._read_first(
+        index = range(len(self))[operator.index(index)]  # negative ones too; IndexError behind
+        return self._readings.first(
             (i, self.path(i), partial(self._read, i)) for i in self._candidates(index)
         )
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
-        if self._on_error == "substitute":
-            generator = self._draws.generator("substitutes", int(self._epoch), index)
-            others = torch.randperm(len(self), generator=generator)
-            yield from others[others != index][:MAX_SUBSTITUTES].tolist()
+        if self._readings.num_substitutes:
+            generator = self._draws.generator("substitutes", self._readings.epoch, index)
+            others = torch.randperm(len(self), generator=generator, device="cpu")
+            yield from others[others != index][: self._readings.num_substitutes].tolist()
 
     def _read(self, index: int) -> tuple[Any, ...]:
-        address = int(self._epoch), index
-        with open_source(
+        address = self._readings.epoch, index
+        with open_video(
             self.path(index),
+            num_frames=int(self._counts.values[index]) or None,
             approximate=self._recipe.approximate,
-            num_frames=int(self._counts[index]) or None,
-        ) as source:
-            self._counts[index] = source.num_frames
-            clips = self._recipe.read(source, self._draws.generator("starts", *address))
+            keep_index=self._recipe.keep_index,
+        ) as video:
+            self._counts.values[index] = video.num_frames
+            clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
         clips = self._draws.transform(clips, self._transform, *address)
         if not self._from_manifest:
             return clips, index
         return clips, index, int(self.labels[index]), int(self.ids[index])
+
+
+class _Paths:
+    """Paths in one piece of memory.
+
+    As many objects, every forked worker would copy the memory that they lie in, since each use of
+    one counts its references; in an array, each would take as much as the longest.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
 
 
 def collate_clips(batch: Sequence[Any]) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._container import StrPath
-from ._folder import IMAGE_SUFFIXES, natural_key
+from ._pictures import IMAGE_SUFFIXES, natural_key
 
 __all__ = ["MANIFEST_SUFFIXES", "Manifest", "find_videos", "make_manifest", "read_manifest"]
 

@@ -7,6 +7,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,10 @@ from iivcl import distributed
 
 from ._container import DecodeError, StrPath
 from ._draws import Draws
-from ._folder import natural_key
-from ._reader import open_source
-from ._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
+from ._failures import Failure
+from ._open_video import open_video
+from ._pictures import natural_key
+from ._readings import OnError, Readings, Shared
 from ._recipe import ClipRecipe, check_recipe
 from ._shards import TarSample, list_samples
 
@@ -32,7 +34,7 @@ _T = TypeVar("_T")
 _SHARD_BITS = 32  # a sample's index is its shard's number above, its own number in it below
 
 
-class TarClips(Readings, IterableDataset[Any]):
+class TarClips(IterableDataset[Any]):
     """Clips of videos in tar archives of the WebDataset layout, for sets that are read in order.
 
     A sample is the files of one archive that follow each other and share their name up to the
@@ -107,7 +109,7 @@ class TarClips(Readings, IterableDataset[Any]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        super().__init__(on_error, failure_log)
+        self._readings = Readings(on_error, failure_log)
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
@@ -131,7 +133,7 @@ class TarClips(Readings, IterableDataset[Any]):
                 f"got {len(self._shards)}"
             )
         self._length = self._count() if length is None else length
-        self._start = shared_zeros()
+        self._start = Shared()
         self._batch_size = batch_size
         self._describe = describe
         self._shuffle_buffer = shuffle_buffer
@@ -145,6 +147,14 @@ class TarClips(Readings, IterableDataset[Any]):
         samples = list_samples(self._shards[shard])
         return samples[min(number, len(samples) - 1)].path  # the last one is the damage, if any
 
+    def failures(self) -> list[Failure]:
+        """Return every failed reading so far, of this process and its workers."""
+        return self._readings.failures.read()
+
+    def name_crashes(self) -> AbstractContextManager[None]:
+        """Turn the death of a worker into a `DecodeError`, as `VideoClips.name_crashes` does."""
+        return self._readings.name_crashes(self.path)
+
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
         """Choose the epoch that comes next, in running workers as well, and where it begins.
 
@@ -157,19 +167,18 @@ class TarClips(Readings, IterableDataset[Any]):
         """
         if not 0 <= start <= len(self):
             raise ValueError(f"`start` must be in [0, {len(self)}]; got {start}")
-        self._failures.summarise(int(self._epoch), len(self))
-        self._epoch.fill_(epoch)
-        self._start.fill_(start)
+        self._readings.set_epoch(epoch, len(self))
+        self._start.values.fill_(start)
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        substitutes = MAX_SUBSTITUTES if self._on_error == "substitute" else 0
-        order = _with_following(self._order(int(self._epoch)), substitutes)
-        order = itertools.islice(order, int(self._start), self._length)
+        samples = self._order(self._readings.epoch)
+        order = _with_following(samples, self._readings.num_substitutes)
+        order = itertools.islice(order, int(self._start.values), self._length)
         for place, places in enumerate(order):
             if place // self._batch_size % num_workers == number:
-                yield self._read_first(
+                yield self._readings.first(
                     (p.index, p.sample.path, partial(self._read, p)) for p in places
                 )
 
@@ -197,10 +206,10 @@ class TarClips(Readings, IterableDataset[Any]):
         if sample.damage or sample.video is None:
             raise DecodeError(f"{sample.path}: {sample.damage or 'the sample holds no video'}")
         files = sample.read([sample.video] if self._describe is None else sample.files)
-        video = files.pop(sample.video)
+        content = files.pop(sample.video)
         approximate = self._recipe.approximate
-        with open_source(video, name=sample.path, approximate=approximate) as source:
-            clips = self._recipe.read(source, self._draws.generator("starts", *address))
+        with open_video(content, name=sample.path, approximate=approximate) as video:
+            clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
         clips = self._draws.transform(clips, self._transform, *address)
         if self._describe is None:
             return clips, place.index
