@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchvision.utils import make_grid
 
 from iivcl import augment, diagnostics
-from iivcl.data import ClipRecipe, DecodeError, VideoClips, collate_clips, probe, read_clips
+from iivcl.data import ClipRecipe, DecodeError, VideoClips, collate_clips, open_video
 from iivcl.distributed import all_gather_cat, rank, world_size
 from iivcl.evaluation import extract_features
 from iivcl.queues import Neighbors, exact_topk
@@ -245,7 +246,7 @@ def contact_sheet(run: Run, queries: Tensor, found: Neighbors, data: Data) -> Im
     Call it before the keys of the step are enqueued.
     """
     videos = all_rows(run, run.videos.ids).cpu()
-    if rank() > 0 or data.is_tar:
+    if rank() > 0:
         return None
     found = Neighbors(*(values[:SHOWN].cpu() for values in found))
     width, height = FRAMES * PIXELS + 8, PIXELS + 20
@@ -271,8 +272,18 @@ def thumbnails(path: str) -> Tensor:
     """Read frames from the middle of a video, (FRAMES, 3, PIXELS, PIXELS) uint8."""
     crop = augment.Compose(augment.ResizeShortSide(PIXELS), augment.CenterCrop(PIXELS))
     try:
-        last = probe(path).num_frames - 1
-        middle = torch.linspace(0.25 * last, 0.75 * last, FRAMES).round().long()
-        return crop(read_clips(path, middle[None]))[0].transpose(0, 1)
+        with open_video(content_of(path), name=path) as video:
+            last = video.num_frames - 1
+            middle = torch.linspace(0.25 * last, 0.75 * last, FRAMES).round().long()
+            return crop(video.read(middle[None]))[0].transpose(0, 1)
     except DecodeError:
         return torch.full((FRAMES, 3, PIXELS, PIXELS), 128, dtype=torch.uint8)
+
+
+def content_of(path: str) -> str | bytes:
+    """Give the path, or of a video in a shard its bytes."""
+    archive, in_shard, member = path.partition(".tar/")
+    if not in_shard:
+        return path
+    with tarfile.open(archive + ".tar") as shard:
+        return shard.extractfile(member).read()

@@ -119,7 +119,8 @@ def test_order_of_videos_is_that_of_the_unbroken_run_wherever_it_is_taken_up(
 
 def test_a_step_in_parts_is_the_step_as_a_whole(videos: Path, tmp_path: Path) -> None:
     """With queue negatives alone and no batch norm: one update, one enqueue, one schedule step."""
-    options = ("--backbone=tiny_encoder:without_norm", "--batch-norm=local", "--batch-size=8")
+    options = ("--method=rho-moco", "--backbone=tiny_encoder:without_norm", "--batch-size=8")
+    options += ("--batch-norm=local",)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     no_colours = pytest.MonkeyPatch()  # drawn per part, and so not the same
     presets = pretraining.load().augment
@@ -132,7 +133,7 @@ def test_a_step_in_parts_is_the_step_as_a_whole(videos: Path, tmp_path: Path) ->
     mine, theirs = tensors(whole), tensors(parts)
     for name, value in mine.items():
         if "rank0" not in name:
-            torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6, msg=name)
+            torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-5)
     for name in ("step", "loss", "learning_rate", "momentum"):
         expected = [line[name] for line in timeless(whole)]
         assert [line[name] for line in timeless(parts)] == pytest.approx(expected, rel=1e-4)
@@ -169,6 +170,9 @@ def test_sets_of_all_kinds(videos: Path, tmp_path: Path) -> None:
         assert pretrain(data, out, "--epochs=1") == 0
         assert [line["step"] for line in log(out)] == [1, 2, 3, 4, 5]
         assert all(0 <= line["neighbor_purity"] <= 1 for line in log(out)[1:])
+        with Image.open(out / "neighbors" / "step-00000005.png") as image:
+            frames = np.asarray(image)[8:72, 8:200]  # of the first query
+        assert len(np.unique(frames)) > 50
         state = tensors(out)
         labels = state["rings.labels.ids"]
         assert set(labels.tolist()) == {0, 1}
@@ -341,3 +345,20 @@ def test_a_picture_shows_the_videos_that_were_found(videos: Path, tmp_path: Path
             y, x = 8 + row * (watch.PIXELS + 20), 8 + column * cell
             assert np.array_equal(sheet[y : y + 64, x : x + 192], expected)
         assert sheet[8 + row * 84 : 72 + row * 84, 8 + 4 * cell :].min() == 255  # nothing there
+
+
+def test_the_plan_of_a_large_run_is_what_the_script_calculates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = pretraining.EXAMPLES.parent
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    scale = pretraining.importlib.import_module("scale")
+    scale.main()
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    page = (root / "docs" / "how-to" / "scale.md").read_text()
+    assert len(tables) == 3
+    assert all(table in page for table in tables)
+    # A machine that is twice as fast needs twice the readers.
+    before = scale.reading(scale.RECIPES[0])["original"][0]
+    monkeypatch.setattr(scale, "GPU_FLOPS", 2 * scale.GPU_FLOPS)
+    assert scale.reading(scale.RECIPES[0])["original"][0] == pytest.approx(2 * before)
