@@ -75,7 +75,7 @@ PARTS = {  # of the page, from those of the steps
     "method": ("momentum", "lookup", "loss", "enqueue"),
 }
 STRIDE, LONG = 8, 3  # frames from one to the next; a long file is so many times 10 seconds
-ROUNDS_OF_PARTS = 5
+ROUNDS_OF_PARTS = 3
 MINIMAL = Path(__file__).parents[1] / "examples" / "train_minimal.py"
 Reader = Callable[[Path, int], list[Tensor]]  # two clips, (C, T, H, W) uint8
 
@@ -331,7 +331,7 @@ def main() -> None:
     args = arguments(__doc__)
     backbones.small = small_encoder  # type: ignore[attr-defined]  # where Scene looks for networks
     load = [os.getloadavg()[0]]
-    settings = [("small", 4, 8, 112, True), ("r3d_18", 2, 8, 112, False)]
+    settings = [("small", 4, 8, 112, True), ("r3d_18", 2, 8, 64, False)]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), 4 if args.quick else 6)
