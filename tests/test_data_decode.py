@@ -20,7 +20,12 @@ from videos import (
     write_video,
 )
 
-from iivcl.data import _index, _stream, probe, read_clips
+from iivcl.data import (
+    _index,
+    _stream,
+    probe,
+    read_clips,
+)
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=10", "bf": "3"}
 REFRESH = {"x264-params": "intra-refresh=1:keyint=10", "bf": "0"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,21 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from iivcl._checks import check_at_least
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._draws import Draws
 from iivcl.data._failures import Failure
-from iivcl.data._manifest import (
-    MANIFEST_SUFFIXES,
-    Manifest,
-    find_videos,
-    make_manifest,
-    read_manifest,
-)
+from iivcl.data._manifest import Manifest, as_manifest
 from iivcl.data._open_video import open_video
 from iivcl.data._readings import OnError, Readings, Shared
 from iivcl.data._recipe import ClipRecipe, check_recipe
 
 __all__ = ["VideoClips", "collate_clips"]
+
+_logger = logging.getLogger("iivcl.data")
 
 
 class VideoClips(Dataset[Any]):
@@ -43,14 +41,19 @@ class VideoClips(Dataset[Any]):
             every depth; or a `Manifest`, or the ``.csv`` or ``.jsonl`` file of one.
         recipe: Which clips are taken of a video, and how they are read.
         transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead.
+            Files that differ in size need a crop here to make a batch, such as
+            ``augment.RandomResizedCrop(112)``.
         on_error: What happens when a video cannot be read. ``"raise"`` raises the `DecodeError`.
             ``"substitute"`` returns another video, drawn from (``seed``, epoch, index), with the
             other's index, and raises after 10 that cannot be read either. ``"skip"`` returns None,
-            which `collate_clips` leaves out of the batch: the number of batches stays, and one of
-            them is smaller. The length of the dataset never changes, so ranks stay in step.
+            which is left out of a DataLoader's batch (in a ``ConcatDataset``, by `collate_clips`):
+            the number of batches stays, and one of them is smaller. The length of the dataset never
+            changes, so ranks stay in step.
         failure_log: File to which every failure is appended as a JSON line; a temporary one that
             goes with the dataset when None.
         seed: Seed of the clip starts, the substitutes and the transform.
+        id_offset: Added to the index and the id that are returned, so that those of several
+            datasets differ: above all that the others return.
 
     Returns:
         Of ``dataset[index]``: (clips, index), and for a manifest (clips, index, label, id); clips
@@ -80,12 +83,16 @@ class VideoClips(Dataset[Any]):
         on_error: OnError = "raise",
         failure_log: StrPath | None = None,
         seed: int = 0,
+        id_offset: int = 0,
     ) -> None:
+        check_at_least(0, id_offset=id_offset)
+        self._id_offset = id_offset
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
+        self._advised = False
         self._readings = Readings(on_error, failure_log)
-        manifest, self._from_manifest = _to_manifest(videos)
+        manifest, self._from_manifest = as_manifest(videos)
         self._paths = _Paths(manifest.paths)
         self.labels = manifest.labels
         self.ids = manifest.ids
@@ -132,10 +139,23 @@ class VideoClips(Dataset[Any]):
         return self._readings.name_crashes(self.path)
 
     def __getitem__(self, index: int) -> Any:
-        index = range(len(self))[operator.index(index)]  # negative ones too; IndexError behind
+        try:
+            index = range(len(self))[operator.index(index)]  # negative ones count from the end
+        except (TypeError, IndexError) as error:
+            raise type(error)(
+                f"`index` must be a whole number in [{-len(self)}, {len(self)}); got {index!r}"
+            ) from None
         return self._readings.first(
             (i, self.path(i), partial(self._read, i)) for i in self._candidates(index)
         )
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Read the samples of a batch, for a DataLoader; those that are skipped are left out."""
+        samples = _without_skipped([self[index] for index in indices])
+        if (advice := _advice_on_sizes(samples)) and not self._advised:
+            self._advised = True
+            _logger.warning("%s", advice)  # and no error: a user's collation may take them
+        return samples
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -155,9 +175,10 @@ class VideoClips(Dataset[Any]):
             self._counts.values[index] = video.num_frames
             clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
         clips = self._draws.transform(clips, self._transform, *address)
+        number = index + self._id_offset
         if not self._from_manifest:
-            return clips, index
-        return clips, index, int(self.labels[index]), int(self.ids[index])
+            return clips, number
+        return clips, number, int(self.labels[index]), int(self.ids[index]) + self._id_offset
 
 
 class _Paths:
@@ -180,16 +201,19 @@ class _Paths:
 
 
 def collate_clips(batch: Sequence[Any]) -> Any:
-    """Collate samples as PyTorch does, leaving out those that `VideoClips` skipped.
+    """Collate samples as PyTorch does, leaving out those that were skipped.
+
+    `TarClips` with ``on_error="skip"`` needs it, and a `VideoClips` inside of a ``ConcatDataset``.
 
     Args:
-        batch: Samples of a `VideoClips` with ``on_error="skip"``; skipped ones are None.
+        batch: Samples of a dataset with ``on_error="skip"``; skipped ones are None.
 
     Returns:
         The batch of the other samples.
 
     Raises:
         DecodeError: No video of the batch could be read.
+        ValueError: The clips differ in shape.
 
     Example:
         >>> import torch
@@ -198,27 +222,26 @@ def collate_clips(batch: Sequence[Any]) -> Any:
         >>> clips.shape, indices
         (torch.Size([1, 2, 3, 4, 8, 8]), tensor([0]))
     """
-    samples = [sample for sample in batch if sample is not None]
-    if not samples:
-        raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
+    samples = _without_skipped(batch)
+    if advice := _advice_on_sizes(samples):
+        raise ValueError(advice)
     return default_collate(samples)
 
 
-def _to_manifest(videos: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:
-    """Return the list of videos, and whether the user gave labels and ids with it."""
-    if isinstance(videos, Manifest):
-        manifest = videos
-    elif not isinstance(videos, (str, os.PathLike)):
-        manifest = make_manifest(videos)
-    elif not os.path.exists(videos):
-        raise FileNotFoundError(f"`videos`: no such file or folder: {os.fspath(videos)}")
-    elif os.path.isdir(videos):
-        manifest = make_manifest(find_videos(videos))
-    elif os.fspath(videos).lower().endswith(MANIFEST_SUFFIXES):
-        return read_manifest(videos), True
-    else:
-        manifest = make_manifest([videos])
-    if not manifest.paths:
-        where = f" in {os.fspath(videos)}" if isinstance(videos, (str, os.PathLike)) else ""
-        raise ValueError(f"`videos`: there are no videos{where}")
-    return manifest, isinstance(videos, Manifest)
+def _without_skipped(batch: Sequence[Any]) -> list[Any]:
+    samples = [sample for sample in batch if sample is not None]
+    if not samples:
+        raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
+    return samples
+
+
+def _advice_on_sizes(samples: Sequence[Any]) -> str:
+    """Say what to do about clips that cannot be stacked; empty when they can."""
+    clips = [sample[0] for sample in samples if isinstance(sample, tuple)]
+    shapes = sorted({tuple(one.shape) for one in clips if isinstance(one, Tensor)})
+    if len(shapes) < 2:
+        return ""
+    return (
+        f"the clips of a batch differ in shape, such as {shapes[0]} and {shapes[-1]}; to stack "
+        "them, crop in the dataset, as by `transform=augment.RandomResizedCrop(112)`"
+    )

@@ -153,11 +153,11 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
     times = {packet.pts for packet in packets if packet.pts is not None}
     if not times or len(times) < len(packets) or not _packets_are_frames(formats, stream, packets):
         return None
-    # Frames that lead the first keyframe, or a file cut at any place, may be dropped.
-    if not packets[0].is_keyframe or packets[0].pts != min(times):
-        return None
     # An edit list leaves packets out of what is shown: they are decoded, never returned.
     shown = array("q", sorted(times - {packet.pts for packet in packets if packet.is_discard}))
+    # Frames that lead the first keyframe, or a file cut at any place, may be dropped.
+    if not shown or not packets[0].is_keyframe or packets[0].pts != min(times):
+        return None
     by_dts = "mpegts" in formats  # MPEG-TS is searched by dts, the others by pts
     keyframes = [
         Keyframe(

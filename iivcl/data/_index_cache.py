@@ -85,7 +85,7 @@ def _save(key: _Key, index: FrameIndex) -> None:
 def _load(key: _Key) -> FrameIndex | None:
     path, *stamp = key
     try:
-        with np.load(_index_file(path)) as numbers:
+        with open(_index_file(path), "rb") as file, np.load(file) as numbers:
             if numbers["stamp"].tolist() != stamp:
                 return None
             pts = array("q", numbers["pts"].astype(np.int64).tobytes())

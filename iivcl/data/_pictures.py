@@ -76,9 +76,10 @@ def open_folder(folder: str, name: str) -> Video:
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Order ``frame2`` before ``frame10``."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    """Order ``frame2`` before ``frame10``, and in one way what differs in leading zeros alone."""
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn
+    key = [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(parts)]
+    return [*key, (-1, name)]
 
 
 # Markers of JPEG, which its data cannot contain: the beginning of the last scan, the end of all.

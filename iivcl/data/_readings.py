@@ -81,12 +81,16 @@ class Readings:
                 with self.crashes.reading(index):
                     return read()
             except DecodeError as error:
-                self.failures.add(Failure(self.epoch, index, path, str(error)))
+                self.record(index, path, str(error))
                 last = error
         if self._on_error == "skip":
             return None
         assert last is not None  # there is at least one sample to try
         raise last
+
+    def record(self, index: int, path: str, cause: str) -> None:
+        """Add a failure of this epoch to the log."""
+        self.failures.add(Failure(self.epoch, index, path, cause))
 
     @contextmanager
     def name_crashes(self, path_of: Callable[[int], str]) -> Iterator[None]:
@@ -103,7 +107,7 @@ class Readings:
             for index in self.crashes.crashed():
                 path = path_of(index)
                 causes.append(f"{path}: the process that read it died")
-                self.failures.add(Failure(self.epoch, index, path, causes[-1]))
+                self.record(index, path, causes[-1])
             if not causes:
                 raise
             raise DecodeError("; ".join(causes)) from error
