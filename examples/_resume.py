@@ -107,7 +107,8 @@ class Data:
             self.num_videos = len(self.set) * world_size()
             batches: dict[str, Any] = {"batch_size": part, "drop_last": True}
         else:
-            manifest = read_videos(args.data)
+            with refusing(ValueError):
+                manifest = read_videos(args.data)
             self.set = VideoClips(manifest, recipe, **how)
             root = args.data if args.data.is_dir() else args.data.parent
             self.files = [os.path.relpath(path, root) for path in manifest.paths]
@@ -245,10 +246,8 @@ def begin_folder(args: argparse.Namespace, files: list[str], hosts: dist.Process
         if differ:
             raise CheckpointError(f"{args.out} was begun with other settings: {', '.join(differ)}")
 
-    try:
+    with refusing(CheckpointError):
         on_rank_0(write, hosts)
-    except CheckpointError as error:
-        need(False, str(error))
 
 
 def publish_encoder(out: Path, hosts: dist.ProcessGroup) -> None:
@@ -278,6 +277,15 @@ def need(condition: bool, otherwise: str) -> None:
     """End all ranks with one message unless a condition holds."""
     if not condition:
         raise SystemExit(f"error: {otherwise}" if rank() == 0 else 1)
+
+
+@contextmanager
+def refusing(*errors: type[Exception]) -> Iterator[None]:
+    """End all ranks with the message of an error that is the user's to mend."""
+    try:
+        yield
+    except errors as error:
+        need(False, str(error))
 
 
 class CheckpointError(Exception):

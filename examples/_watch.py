@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from _resume import Data, Run, averaged_buffers, say, stay_alive, unwrap, write_whole
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
@@ -29,8 +28,8 @@ from torchvision.utils import make_grid
 from iivcl import augment, diagnostics
 from iivcl.data import ClipRecipe, DecodeError, VideoClips, collate_clips, open_video
 from iivcl.distributed import all_gather_cat, rank, world_size
-from iivcl.evaluation import extract_features
-from iivcl.queues import Neighbors, exact_topk
+from iivcl.evaluation import extract_features, knn_classify, topk_accuracy
+from iivcl.queues import Neighbors
 
 SHOWN, FRAMES, PIXELS = 8, 3, 64  # of a picture: queries, frames of a video, pixels of a frame
 MOST_FOR_KNN = 10_000  # videos
@@ -115,7 +114,7 @@ def look_up(run: Run, keys: Tensor, ids: Tensor, k: int = 5) -> Neighbors:
 
 def all_rows(run: Run, values: Tensor) -> Tensor:
     """Give one value per row of the queue, by the numbers that its lookup gives to rows."""
-    return all_gather_cat(values) if run.queue.is_sharded else values
+    return all_gather_cat(values) if run.queue.distributed == "shard" else values
 
 
 @torch.no_grad()
@@ -201,7 +200,7 @@ class FeaturesOf(nn.Module):
 def knn_accuracy(run: Run, data: Data, args: argparse.Namespace) -> dict[str, float]:
     """Classify every labelled video by the others; empty without labels. All ranks call this.
 
-    The features are those that `encoder.pt` will give: of the backbone, one clip from the middle.
+    None votes for itself. The features are those of `encoder.pt`, of one clip from the middle.
     """
     labelled = [] if data.labels is None else (data.labels >= 0).nonzero().flatten().tolist()
     labelled = labelled[:: max(1, len(labelled) // MOST_FOR_KNN)]
@@ -223,21 +222,8 @@ def knn_accuracy(run: Run, data: Data, args: argparse.Namespace) -> dict[str, fl
         model = FeaturesOf(unwrap(run.encoder))
         found = extract_features(model, loader, device=run.device, distributed="gather")
     labels = data.labels[labelled][found.indices]
-    return {"knn_accuracy": leave_one_out(found.features, labels)}
-
-
-def leave_one_out(
-    features: Tensor, labels: Tensor, *, k: int = 20, temperature: float = 0.07
-) -> float:
-    """Give the share of videos (N, D) that their nearest others classify, by exp(cos / T)."""
-    features, k = F.normalize(features, dim=1), min(k, len(features) - 1)
-    similarity, rows = exact_topk(features, features, k + 1)  # (N, k + 1), one of them itself
-    itself = rows == torch.arange(len(rows))[:, None]
-    itself[~itself.any(1), -1] = True  # where more than k others are equal to it
-    votes = (similarity / temperature).exp().masked_fill(itself, 0.0)
-    scores = votes.new_zeros(len(rows), int(labels.max()) + 1)
-    scores.scatter_add_(1, labels[rows], votes)
-    return float((scores.argmax(1) == labels).double().mean())
+    scores = knn_classify(found.features, None, labels, k=min(20, len(labels) - 1))
+    return {"knn_accuracy": topk_accuracy(scores, labels, ks=(1,))[1]}
 
 
 def contact_sheet(run: Run, queries: Tensor, found: Neighbors, data: Data) -> Image.Image | None:

@@ -35,6 +35,7 @@ from _resume import (
     begin_folder,
     need,
     publish_encoder,
+    refusing,
     resume,
     save,
     say,
@@ -193,7 +194,9 @@ class Encoder(nn.Module):
                  "iivcl.backbones; a function of your own is my_module:my_function")  # fmt: skip
             self.backbone = getattr(backbones, args.backbone)()
         if args.init is not None:
-            say(str(backbones.load_slowfast_checkpoint(self.backbone, args.init)))
+            with refusing(ValueError, OSError):
+                report = backbones.load_weights(self.backbone, args.init)
+            say(f"weights of {args.init}; not used: {len(report.unused)} tensors")
         width = self.backbone.feature_dim
         self.head = backbones.ProjectionHead(width, width, args.dim)
         nnclr = args.method == "nnclr"

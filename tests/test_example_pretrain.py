@@ -312,17 +312,19 @@ def reference_knn(features: torch.Tensor, labels: torch.Tensor, k: int = 20) -> 
     return right / len(features)
 
 
-def test_leave_one_out_leaves_out_the_video_itself_even_among_its_copies() -> None:
-    leave_one_out = pretraining.load("_watch").leave_one_out
-    features, labels = torch.eye(4).repeat(2, 1), torch.arange(8) % 4
-    assert leave_one_out(features, labels, k=1) == 1.0
-    assert leave_one_out(features, torch.arange(8), k=1) == 0.0
-    generator = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(30, 6, generator=generator), torch.arange(30) % 3
-    found = leave_one_out(features, labels, k=5)
-    assert found == pytest.approx(reference_knn(features.double(), labels, k=5))
-    same = torch.ones(9, 3)  # every other is as near as the video itself
-    assert leave_one_out(same, torch.tensor([0] * 8 + [1]), k=3) <= 8 / 9
+def test_a_run_begins_with_weights_of_a_file(tmp_path: Path) -> None:
+    module, backbones = pretraining.load(), pretraining.load().backbones
+    torch.manual_seed(5)
+    published = backbones.mc3_18().state_dict()
+    torch.save({"model": published, "method": "iivcl"}, tmp_path / "encoder.pt")
+    argv = ["--data=x", "--out=y", "--backbone=mc3_18", f"--init={tmp_path / 'encoder.pt'}"]
+    encoder = module.Encoder(module.parse_args(argv))
+    assert encoder.backbone.state_dict().keys() == published.keys()
+    for name, value in encoder.backbone.state_dict().items():
+        assert torch.equal(value, published[name]), name
+    argv[2] = "--backbone=r2plus1d_18"
+    with pytest.raises(SystemExit, match=r"^error: `path` .* holds another network than"):
+        module.Encoder(module.parse_args(argv))
 
 
 def test_a_picture_shows_the_videos_that_were_found(videos: Path, tmp_path: Path) -> None:
