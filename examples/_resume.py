@@ -100,21 +100,12 @@ class Data:
         need(args.data.exists(), f"--data {args.data} does not exist")
         shards = sorted(args.data.glob("*.tar")) if args.data.is_dir() else [args.data]
         self.is_tar = bool(shards) and shards[0].suffix == ".tar"
-        if self.is_tar:
-            part = self.share // args.accumulate
-            self.set: Any = TarClips(shards, recipe, batch_size=part, describe=read_class, **how)
-            self.files, self.labels = [shard.name for shard in shards], None
-            self.num_videos = len(self.set) * world_size()
-            batches: dict[str, Any] = {"batch_size": part, "drop_last": True}
-        else:
-            with refusing(ValueError):
-                manifest = read_videos(args.data)
-            self.set = VideoClips(manifest, recipe, **how)
-            root = args.data if args.data.is_dir() else args.data.parent
-            self.files = [os.path.relpath(path, root) for path in manifest.paths]
-            self.labels, self.num_videos = manifest.labels, len(self.files)
-            self.batches = Batches(self.num_videos, args)
-            batches = {"batch_sampler": self.batches}
+        with refusing(ValueError):
+            batches = (
+                self._open_shards(shards, recipe, how)
+                if self.is_tar
+                else self._open_files(args, recipe, how)
+            )
         self.steps = self.num_videos // args.batch_size  # of an epoch
         need(
             self.steps > 0,
@@ -126,6 +117,26 @@ class Data:
             collate_fn=collate_clips, pin_memory=torch.cuda.is_available(),
             worker_init_fn=stay_alive, generator=torch.Generator(),  # not the global one, see Run
         )  # fmt: skip
+
+    def _open_files(
+        self, args: argparse.Namespace, recipe: ClipRecipe, how: dict[str, Any]
+    ) -> dict[str, Any]:
+        manifest = read_videos(args.data)
+        self.set: Any = VideoClips(manifest, recipe, **how)
+        root = args.data if args.data.is_dir() else args.data.parent
+        self.files = [os.path.relpath(path, root) for path in manifest.paths]
+        self.labels, self.num_videos = manifest.labels, len(self.files)
+        self.batches = Batches(self.num_videos, args)
+        return {"batch_sampler": self.batches}
+
+    def _open_shards(
+        self, shards: list[Path], recipe: ClipRecipe, how: dict[str, Any]
+    ) -> dict[str, Any]:
+        part = self.share // self.parts
+        self.set = TarClips(shards, recipe, batch_size=part, describe=read_class, **how)
+        self.files, self.labels = [shard.name for shard in shards], None
+        self.num_videos = len(self.set) * world_size()
+        return {"batch_size": part, "drop_last": True}
 
     def steps_from(self, epoch: int, step: int) -> Iterator[tuple[list[Any], float]]:
         """Yield the parts of every step of an epoch, and the seconds that were waited for them."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import signal
 import sys
+import tarfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +86,21 @@ def on_ranks(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[int | s
         except (SystemExit, Exception) as error:
             results.append(f"{type(error).__name__}: {error}")
     return results
+
+
+def write_shards(videos: Path, folder: Path) -> Path:
+    """Put the videos into two shards, each with its class beside it: 0 or 1."""
+    folder.mkdir()
+    paths = sorted(videos.glob("*/*.mp4"))
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for number, path in enumerate(paths[shard::2]):
+                archive.add(path, f"{number:06d}.mp4")
+                label = str(int(path.parent.name == "up_down")).encode()
+                member = tarfile.TarInfo(f"{number:06d}.cls")
+                member.size = len(label)
+                archive.addfile(member, io.BytesIO(label))
+    return folder
 
 
 def log(out: Path) -> list[dict[str, Any]]:

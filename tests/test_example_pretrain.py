@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tarfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -156,15 +155,7 @@ def test_sets_of_all_kinds(videos: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "train.csv"
     rows = [f"{path},{path.parent.name},group{i // 2}\n" for i, path in enumerate(paths)]
     manifest.write_text("path,label,group\n" + "".join(rows))
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for shard in range(2):
-        with tarfile.open(shards / f"{shard}.tar", "w") as archive:
-            for number, path in enumerate(paths[shard * 11 : shard * 11 + 11]):
-                archive.add(path, f"{number:06d}.mp4")
-                label = tmp_path / "cls"
-                label.write_text(str(int(path.parent.name == "up_down")))
-                archive.add(label, f"{number:06d}.cls")
+    shards = pretraining.write_shards(videos, tmp_path / "shards")
     for data in (manifest, shards):
         out = tmp_path / f"run-{data.name}"
         assert pretrain(data, out, "--epochs=1") == 0

@@ -154,8 +154,10 @@ def of_two_ranks(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     wide = (*VARIANTS["gather"], "--queue-size=96")
     jobs.append((videos, root / "from one", (*wide, "--resume=auto"), None))
     jobs.append((videos, root / "from two", wide, 4))
+    shards = pretraining.write_shards(videos, root / "tars")
+    jobs += [(shards, root / "within an epoch", (), 3), (shards, root / "at its end", (), 5)]
     results = run_on_ranks(2, pretraining.on_ranks, jobs)
-    assert results == [[0, 75, 75, 0, 75] * len(VARIANTS) + [0, 75]] * 2
+    assert results == [[0, 75, 75, 0, 75] * len(VARIANTS) + [0, 75, 75, 75]] * 2
     return root
 
 
@@ -243,6 +245,15 @@ def test_local_queues_stay_with_their_ranks(
         "step-00000006 has the local queues of 2 ranks, which belong to their ranks: resume with "
         "2 ranks; got 1" in capsys.readouterr().err
     )
+
+
+def test_shards_within_an_epoch_stay_with_their_ranks(of_two_ranks: Path) -> None:
+    shards = of_two_ranks / "tars"
+    with pytest.raises(SystemExit, match="is within an epoch, whose shards are dealt to 2 ranks"):
+        pretrain(shards, of_two_ranks / "within an epoch", "--resume=auto")
+    out = of_two_ranks / "at its end"
+    assert pretrain(shards, out, "--queue-size=24", "--resume=auto") == 0
+    assert [line["step"] for line in log(out)] == list(range(1, 11))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)

@@ -24,6 +24,7 @@ VARIANTS = {
     "accumulated": ("--method=nnclr", "--accumulate=2", "--optimizer=adamw"),
     "shard": ("--queue=shard", "--precision=float16"),
     "fsdp": ("--method=rho-moco", "--fsdp", "--queue=local"),
+    "tar shards": ("--workers=1", "--accumulate=2"),
 }
 
 
@@ -58,12 +59,12 @@ def stopped(finished: Path, tmp_path: Path) -> Path:
 def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(
     variant: str, videos: Path, tmp_path: Path
 ) -> None:
-    options = VARIANTS[variant]
-    assert pretrain(videos, tmp_path / "unbroken", *options) == 0
-    broken = tmp_path / "broken"
+    options, broken = VARIANTS[variant], tmp_path / "broken"
+    data = pretraining.write_shards(videos, tmp_path / "shards") if "tar" in variant else videos
+    assert pretrain(data, tmp_path / "unbroken", *options) == 0
     for steps in (3, 2, 2):  # stopped within both epochs and at the end of one
-        assert pretrain(videos, broken, *options, "--resume=auto", stop=steps) == 75
-    assert pretrain(videos, broken, *options, "--resume=auto") == 0
+        assert pretrain(data, broken, *options, "--resume=auto", stop=steps) == 75
+    assert pretrain(data, broken, *options, "--resume=auto") == 0
     assert_same_run(broken, tmp_path / "unbroken")
     mine, theirs = (torch.load(out / "encoder.pt") for out in (broken, tmp_path / "unbroken"))
     assert all(torch.equal(mine["model"][name], theirs["model"][name]) for name in mine["model"])
