@@ -188,6 +188,12 @@ class Run:
     step: int = 0
     ranks: int = 1  # that made the last checkpoint
 
+    def enqueue(self, keys: Tensor, ids: Tensor, videos: Tensor, labels: Tensor) -> None:
+        """Write keys (N, D), and in step with them what is known of each, (N,)."""
+        self.queue.enqueue(keys, ids)
+        self.videos.enqueue(torch.ones_like(keys[:, :1]), videos)
+        self.labels.enqueue(torch.ones_like(keys[:, :1]), labels)
+
     def rings(self) -> dict[str, MoCoQueue]:
         return {"queue": self.queue, "videos": self.videos, "labels": self.labels}
 

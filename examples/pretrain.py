@@ -76,52 +76,66 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", default="small", choices=tuple(PRESETS))
+    preset = PRESETS[first.parse_known_args(argv)[0].preset]
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s --data DATA --out OUT [options]",
+        description=__doc__,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
     )
-    add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder, .csv or .jsonl manifest, tar shards")
-    add("--out", type=Path, required=True, help="folder of the run")
-    add("--resume", choices=("auto",), help="go on from the newest whole checkpoint in --out")
-    add("--method", default="iivcl", choices=tuple(METHODS))
-    add("--preset", default="small", choices=tuple(PRESETS), help="defaults of what is marked *")
-    add("--frames", type=int, help="* per clip")
-    add("--stride", type=float, help="* frames from one to the next")
-    add("--clips", type=int, default=2, help="per video (rho)")
-    add("--size", type=int, help="* pixels")
-    add("--backbone", help="* name in iivcl.backbones, or my_module:my_function")
-    add("--init", type=Path, help="checkpoint of the backbone to begin with")
-    add("--dim", type=int, default=128, help="of the embedding")
-    add("--batch-norm", choices=("local", "shuffle", "sync"), help="default: sync on GPUs")
-    add("--queue-size", type=int, help="* rows, over all ranks")
-    add("--queue", default="gather", choices=("gather", "shard", "local"))
-    add("--negatives", default="queue", choices=("queue", "queue+batch"))
-    add("--temperature", type=float, default=0.1)
-    add("--form", default="out", choices=("out", "in", "per_positive"))
-    add("--momentum", type=float, default=0.994, help="of the key encoder, rising to 1")
-    add("--neighbors", type=int, default=5)
-    add("--inter-weight", type=float, default=1.0)
-    add("--inter-start", type=float, default=0.4, help="share of the steps without neighbours")
-    add("--batch-size", type=int, help="* videos per step, over all ranks")
-    add("--accumulate", type=int, default=1, help="parts that a step is computed in")
-    add("--epochs", type=int, help="*")
-    add("--warmup-epochs", type=int, help="*")
-    add("--optimizer", default="sgd", choices=("sgd", "adamw"))
-    add("--lr", type=float, help="default: 0.4 (AdamW 0.001) x batch size / 512")
-    add("--weight-decay", type=float, default=1e-4, help="not of norms and biases")
-    add("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
-    add("--memory-format", default="channels_last_3d", choices=("channels_last_3d", "contiguous"))
-    add("--compile", action="store_true", help="the encoders and the colours")
-    add("--fsdp", action="store_true", help="shard the encoders over the ranks (torch >= 2.6)")
-    add("--workers", type=int, default=4, help="processes that read videos, per rank")
-    add("--on-error", default="substitute", choices=("raise", "substitute", "skip"))
-    add("--seed", type=int, default=0)
-    add("--log-every", type=int, default=10, metavar="STEPS")
-    add("--save-every", type=int, metavar="STEPS", help="default: once an epoch")
-    add("--keep", type=int, default=3, help="checkpoints")
-    add("--knn-every", type=int, default=10, metavar="EPOCHS", help="where labels exist; 0: never")
-    add("--collapse-std", type=float, help="stop below it after warm-up; default 0.1 / sqrt(dim)")
-    parser.set_defaults(**PRESETS[parser.parse_known_args(argv)[0].preset])
+
+    def add(option: str, default: Any, text: str, **how: Any) -> None:
+        name = option[2:].replace("-", "_")
+        if name in preset:
+            default, text = preset[name], f"{text} (of the preset)"
+        shown = "" if default is None or default is False else f": {default}"
+        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
+        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
+
+    parser.add_argument("--data", type=Path, required=True, help="folder, manifest or tar shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add("--resume", None, "go on from the newest whole checkpoint in --out", choices=("auto",))
+    add("--method", "iivcl", "loss", choices=tuple(METHODS))
+    add("--preset", "small", "encoder, size of clips, length", choices=tuple(PRESETS))
+    add("--frames", None, "per clip", type=int)
+    add("--stride", None, "frames from one to the next", type=float)
+    add("--clips", 2, "per video (rho)", type=int)
+    add("--size", None, "pixels of a clip", type=int)
+    add("--backbone", None, "name in iivcl.backbones, or my_module:my_function")
+    add("--init", None, "weights of the backbone to begin with", type=Path)
+    add("--dim", 128, "of the embedding", type=int)
+    add("--batch-norm", None, "default: sync on GPUs", choices=("local", "shuffle", "sync"))
+    add("--queue-size", None, "rows, over all ranks", type=int)
+    add("--queue", "gather", "what ranks hold of it", choices=("gather", "shard", "local"))
+    add("--negatives", "queue", "where from", choices=("queue", "queue+batch"))
+    add("--temperature", 0.1, "of the loss", type=float)
+    add("--form", "out", "several positives", choices=("out", "in", "per_positive"))
+    add("--momentum", 0.994, "of the key encoder, rising to 1", type=float)
+    add("--neighbors", 5, "positives of other videos", type=int)
+    add("--inter-weight", 1.0, "of their term", type=float)
+    add("--inter-start", 0.4, "share of the steps without it", type=float)
+    add("--batch-size", None, "videos per step, over all ranks", type=int)
+    add("--accumulate", 1, "parts that a step is computed in", type=int)
+    add("--epochs", None, "length of the run", type=int)
+    add("--warmup-epochs", None, "in which the learning rate rises", type=int)
+    add("--optimizer", "sgd", "with momentum, or", choices=("sgd", "adamw"))
+    add("--lr", None, "default: 0.4 (AdamW 0.001) x batch size / 512", type=float)
+    add("--weight-decay", 1e-4, "not of norms and biases", type=float)
+    precisions, layouts = ("float32", "bfloat16", "float16"), ("channels_last_3d", "contiguous")
+    add("--precision", "float32", "of the encoders", choices=precisions)
+    add("--memory-format", "channels_last_3d", "of clips and weights", choices=layouts)
+    add("--compile", False, "compile the encoders and the colours", action="store_true")
+    add("--fsdp", False, "shard the encoders over the ranks, torch >= 2.6", action="store_true")
+    add("--workers", 4, "processes that read videos, per rank", type=int)
+    choices = ("raise", "substitute", "skip")
+    add("--on-error", "substitute", "a video that cannot be read", choices=choices)
+    add("--seed", 0, "of all that is drawn", type=int)
+    add("--log-every", 10, "steps", type=int)
+    add("--save-every", None, "steps; default: once an epoch", type=int)
+    add("--keep", 3, "checkpoints", type=int)
+    add("--knn-every", 10, "epochs, where labels exist; 0 for never", type=int)
+    add("--collapse-std", None, "stop below it after warm-up; 0.1 / sqrt(dim)", type=float)
     return parser.parse_args(argv)
 
 
@@ -469,10 +483,7 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
                 recent.clear()
                 line |= {"learning_rate": rate, "momentum": momentum, "inter_weight": inter_weight}
             sheet = contact_sheet(run, videos, found, data) if ends_epoch else None
-            new_keys, new_rows = torch.cat(keys), torch.cat(rows, dim=1)
-            run.queue.enqueue(new_keys, new_rows[0])
-            run.videos.enqueue(torch.ones_like(new_keys[:, :1]), new_rows[1])
-            run.labels.enqueue(torch.ones_like(new_keys[:, :1]), new_rows[2])
+            run.enqueue(torch.cat(keys), *torch.cat(rows, dim=1))
 
             if ends_epoch and is_due(epoch + 1, args.knn_every, args.epochs):
                 line |= knn_accuracy(run, data, args)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import torch.distributed.fsdp
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = [
@@ -25,6 +26,7 @@ SMALL = [
     "--batch-size=4", "--queue-size=24", "--epochs=2", "--warmup-epochs=0", "--log-every=1",
     "--workers=0", "--collapse-std=0", "--lr=0.05", "--momentum=0.9", "--knn-every=0",
 ]  # fmt: skip
+SHARDS_WEIGHTS = hasattr(torch.distributed.fsdp, "fully_shard")  # from torch 2.6 on
 SPEED = {"clips_per_second", "data_wait"}  # numbers of the log that no two runs share
 
 

@@ -59,6 +59,8 @@ def stopped(finished: Path, tmp_path: Path) -> Path:
 def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(
     variant: str, videos: Path, tmp_path: Path
 ) -> None:
+    if variant == "fsdp" and not pretraining.SHARDS_WEIGHTS:
+        pytest.skip("needs torch >= 2.6")
     options, broken = VARIANTS[variant], tmp_path / "broken"
     data = pretraining.write_shards(videos, tmp_path / "shards") if "tar" in variant else videos
     assert pretrain(data, tmp_path / "unbroken", *options) == 0
