@@ -24,6 +24,7 @@ AREAS = {  # in the order of the page; each is the name of its benchmark
     "data": "Datasets",
     "backbones": "Encoders",
     "train_step": "Training step",
+    "pretrain": "Pretraining from files",
 }
 
 HEAD = """\
