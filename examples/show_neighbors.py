@@ -10,6 +10,7 @@ video of every class. Green marks a neighbour of the query's class, orange one o
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 from train_minimal import DIM, NUM_FRAMES, SIZE, SmallEncoder
 
 from iivcl import NNSupportQueue, augment, backbones
-from iivcl.data import VideoClips, find_videos, make_synthetic_videos
+from iivcl.data import ClipRecipe, VideoClips, find_videos, make_synthetic_videos
 from iivcl.diagnostics import neighbor_purity
 from iivcl.evaluation import extract_features
 
@@ -59,9 +60,8 @@ def main() -> None:
     encoder.load_state_dict(torch.load(args.encoder, weights_only=True))
 
     middle = augment.Compose(augment.ResizeShortSide(SIZE), augment.CenterCrop(SIZE))
-    videos = VideoClips(
-        paths, num_frames=NUM_FRAMES, stride=1, sampling="uniform", transform=middle
-    )
+    recipe = ClipRecipe(num_frames=NUM_FRAMES, stride=1, sampling="uniform")
+    videos = VideoClips(paths, recipe, transform=middle)
     normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
     model = nn.Sequential(augment.ToFloat(), normalize, encoder)
     embeddings = extract_features(model, DataLoader(videos, 64, num_workers=2), device="cpu")[0]
@@ -74,9 +74,7 @@ def main() -> None:
     purity = neighbor_purity(everywhere, labels[queue.ids], labels[:num_test])
     print(f"purity of {NUM_NEIGHBORS} neighbours of all {num_test} held-out videos: {purity:.3f}")
 
-    clips = VideoClips(
-        paths, num_frames=NUM_FRAMES, stride=1, clips_per_video=1, sampling="uniform"
-    )
+    clips = VideoClips(paths, replace(recipe, clips_per_video=1))
     rows = [
         [(query, 1.0), *zip(queue.ids[indices].tolist(), similarity.tolist(), strict=True)]
         for query, indices, similarity in zip(firsts, found.indices, found.similarity, strict=True)

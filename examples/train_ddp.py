@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones
-from iivcl.data import VideoClips, make_synthetic_videos
+from iivcl.data import ClipRecipe, VideoClips, make_synthetic_videos
 from iivcl.distributed import all_gather_cat, batch_shuffle, batch_unshuffle, rank, world_size
 from iivcl.evaluation import extract_features
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
@@ -62,7 +62,8 @@ def main() -> None:
         dist.barrier()  # the others wait until the files are there
     crop = augment.RandomResizedCrop(SIZE, scale=(0.5, 1.0))
     colours = augment.rho_moco(SIZE)[2:]
-    train_set = VideoClips(args.data, num_frames=NUM_FRAMES, stride=STRIDE, transform=crop)
+    recipe = ClipRecipe(num_frames=NUM_FRAMES, stride=STRIDE)
+    train_set = VideoClips(args.data, recipe, transform=crop)
     sampler = DistributedSampler(train_set, shuffle=True)
     loader = DataLoader(train_set, args.batch_size, sampler=sampler, drop_last=True, num_workers=1)
     if len(loader) == 0:
@@ -139,8 +140,8 @@ def main() -> None:
             checkpoint.with_suffix(".tmp").replace(checkpoint)
 
     # Features of all videos on every rank: what the sampler gave twice counts once.
-    whole = {"num_frames": NUM_FRAMES, "stride": STRIDE, "sampling": "uniform"}
-    videos = VideoClips(args.data, **whole, transform=augment.evaluation(SIZE))
+    recipe = ClipRecipe(num_frames=NUM_FRAMES, stride=STRIDE, sampling="uniform")
+    videos = VideoClips(args.data, recipe, transform=augment.evaluation(SIZE))
     share = DataLoader(videos, 16, sampler=DistributedSampler(videos, shuffle=False))
     features = extract_features(backbone, share, device=device, distributed="gather").features
     if rank() == 0:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones
-from iivcl.data import VideoClips, find_videos, make_synthetic_videos
+from iivcl.data import ClipRecipe, VideoClips, find_videos, make_synthetic_videos
 from iivcl.diagnostics import neighbor_purity
 from iivcl.evaluation import extract_features, retrieval_recall
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
@@ -80,9 +80,8 @@ def main() -> None:
     jitter = augment.ColorJitter(brightness=0.6, contrast=0.6, saturation=0.8, hue=0.5)
     normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
     colours = augment.Compose(augment.ToFloat(), jitter, augment.RandomGrayscale(p=0.3), normalize)
-    train_set = VideoClips(
-        paths[train], num_frames=NUM_FRAMES, stride=STRIDE, transform=crop, seed=args.seed
-    )
+    recipe = ClipRecipe(num_frames=NUM_FRAMES, stride=STRIDE)
+    train_set = VideoClips(paths[train], recipe, transform=crop, seed=args.seed)
     workers = {"num_workers": 2, "persistent_workers": True}
     loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, **workers)
 
@@ -97,8 +96,8 @@ def main() -> None:
 
     def features(model: nn.Module, num_frames: int) -> Tensor:  # (N, feature_dim)
         middle = augment.Compose(augment.ResizeShortSide(SIZE), augment.CenterCrop(SIZE))
-        whole = {"num_frames": num_frames, "stride": STRIDE, "sampling": "uniform"}
-        batches = DataLoader(VideoClips(paths, **whole, transform=middle), 64, **workers)
+        whole = ClipRecipe(num_frames=num_frames, stride=STRIDE, sampling="uniform")
+        batches = DataLoader(VideoClips(paths, whole, transform=middle), 64, **workers)
         model = nn.Sequential(augment.ToFloat(), normalize, model)
         return extract_features(model, tqdm(batches, "features"), device=args.device).features
 

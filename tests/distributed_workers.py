@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from iivcl import IIVCLLoss, NNSupportQueue
 from iivcl import distributed as D
-from iivcl.data import TarClips
+from iivcl.data import ClipRecipe, TarClips
 
 DIM = 6
 
@@ -134,5 +134,5 @@ def run_jobs(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[Any]:
 
 def places_in_shards(rank: int, world_size: int, folder: Path) -> list[int]:
     """Read the shards of this rank, whichever the process group says that it is."""
-    dataset = TarClips(folder, batch_size=2, num_frames=4, stride=3, short_side=48)
+    dataset = TarClips(folder, ClipRecipe(num_frames=4, stride=3, short_side=48), batch_size=2)
     return [index for _, index in dataset]

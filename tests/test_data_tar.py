@@ -19,11 +19,11 @@ from distributed_workers import places_in_shards
 from torch.utils.data import DataLoader
 from videos import read_barcodes, write_video
 
-from iivcl.data import DecodeError, Failure, TarClips, collate_clips
+from iivcl.data import ClipRecipe, DecodeError, Failure, TarClips, collate_clips
 from iivcl.data._shards import list_samples
 from iivcl.testing import run_on_ranks
 
-CLIP = {"num_frames": 4, "stride": 3, "short_side": 48}
+RECIPE = ClipRecipe(num_frames=4, stride=3, short_side=48)
 SHARD = 1 << 32  # from a sample of one shard to the same of the next
 
 
@@ -69,7 +69,7 @@ def read(dataset: TarClips, batch_size: int = 2, **loading: Any) -> list[tuple[i
 
 
 def test_an_epoch_is_every_sample_once_whatever_the_workers(folder: Path) -> None:
-    dataset = TarClips(folder, batch_size=2, seed=5, **CLIP)
+    dataset = TarClips(folder, RECIPE, batch_size=2, seed=5)
     assert len(dataset) == 16
     first = read(dataset)
     assert sorted((shard, number) for shard, number, _ in first) == EVERYTHING
@@ -81,12 +81,12 @@ def test_an_epoch_is_every_sample_once_whatever_the_workers(folder: Path) -> Non
     assert sorted((shard, number) for shard, number, _ in second) == EVERYTHING
     assert [s[:2] for s in second] != [s[:2] for s in first]
     assert sorted(second) != sorted(first)  # other clips of the same videos
-    in_order = TarClips(folder, batch_size=2, shuffle_buffer=0, seed=5, **CLIP)
+    in_order = TarClips(folder, RECIPE, batch_size=2, shuffle_buffer=0, seed=5)
     assert [(shard, number) for shard, number, _ in read(in_order, num_workers=2)] == EVERYTHING
 
 
 def test_epoch_reaches_running_workers(folder: Path) -> None:
-    dataset = TarClips(folder, batch_size=3, **CLIP)
+    dataset = TarClips(folder, RECIPE, batch_size=3)
     epochs = []
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
@@ -100,11 +100,11 @@ def test_epoch_reaches_running_workers(folder: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_run_goes_on_at_the_sample_where_it_stopped(num_workers: int, folder: Path) -> None:
-    dataset = TarClips(folder, batch_size=2, **CLIP)
+    dataset = TarClips(folder, RECIPE, batch_size=2)
     dataset.set_epoch(3)
     whole = read(dataset)
     for start in (0, 2, 6, 14, 16):
-        again = TarClips(folder, batch_size=2, **CLIP)
+        again = TarClips(folder, RECIPE, batch_size=2)
         again.set_epoch(3, start=start)
         assert read(again, num_workers=num_workers) == whole[start:]
 
@@ -115,11 +115,11 @@ def test_ranks_share_the_shards_and_give_as_much_each(shuffle_buffer: int, folde
         ranks = [
             TarClips(
                 folder,
+                RECIPE,
                 batch_size=2,
                 shuffle_buffer=shuffle_buffer,
                 rank=rank,
                 world_size=2,
-                **CLIP,
             )
             for rank in range(2)
         ]
@@ -135,7 +135,7 @@ def test_ranks_share_the_shards_and_give_as_much_each(shuffle_buffer: int, folde
 
 
 def test_rank_that_runs_out_reads_on_with_other_clips(folder: Path) -> None:
-    dataset = TarClips(folder / "8.tar", batch_size=2, length=7, shuffle_buffer=0, **CLIP)
+    dataset = TarClips(folder / "8.tar", RECIPE, batch_size=2, length=7, shuffle_buffer=0)
     samples = read(dataset)
     assert [number for _, number, _ in samples] == [0, 1, 2, 0, 1, 2, 0]
     assert len({clips for _, number, clips in samples if number == 0}) == 3
@@ -143,7 +143,7 @@ def test_rank_that_runs_out_reads_on_with_other_clips(folder: Path) -> None:
 
 
 def test_shuffled_order_stays_within_the_buffer(folder: Path) -> None:
-    dataset = TarClips(folder, batch_size=1, shuffle_buffer=3, **CLIP)
+    dataset = TarClips(folder, RECIPE, batch_size=1, shuffle_buffer=3)
     shuffled = [(shard, number) for shard, number, _ in read(dataset, 1)]
     shards = dict.fromkeys(shard for shard, _ in shuffled)  # none is smaller than the buffer
     order = [(shard, number) for shard in shards for number in range((3, 5, 4, 4)[shard])]
@@ -161,10 +161,10 @@ def test_layout_is_that_of_webdataset(video: bytes, tmp_path: Path) -> None:
     shards = sorted(map(str, tmp_path.glob("*.tar")))
     dataset = TarClips(
         shards,
+        RECIPE,
         batch_size=5,
         shuffle_buffer=0,
         describe=lambda files: (json.loads(files["json"])["i"], sorted(files)),
-        **CLIP,
     )
     ours = [(dataset.path(index), described) for _, index, described in dataset]
     theirs = list(webdataset.WebDataset(shards, shardshuffle=False))
@@ -219,11 +219,11 @@ CAUSES = {
 def test_everything_broken_has_its_error(broken: list[Path], tmp_path: Path) -> None:
     dataset = TarClips(
         broken,
+        RECIPE,
         batch_size=1,
         shuffle_buffer=0,
         on_error="skip",
         failure_log=tmp_path / "log",
-        **CLIP,
     )
     samples = list(dataset)
     assert [None if s is None else divmod(s[1], SHARD) for s in samples] == [
@@ -240,24 +240,24 @@ def test_everything_broken_has_its_error(broken: list[Path], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_raise_names_the_archive_and_the_file(num_workers: int, broken: list[Path]) -> None:
-    dataset = TarClips(broken, batch_size=1, shuffle_buffer=0, **CLIP)
+    dataset = TarClips(broken, RECIPE, batch_size=1, shuffle_buffer=0)
     with pytest.raises(DecodeError, match=re.escape(str(broken[0].parent / CAUSES[1]))):
         list(DataLoader(dataset, num_workers=num_workers))
 
 
 def test_substitutes_come_next_in_the_order(broken: list[Path], video: bytes) -> None:
-    options = {"batch_size": 1, "on_error": "substitute"} | CLIP
-    dataset = TarClips(broken, shuffle_buffer=0, **options)
+    options = {"batch_size": 1, "on_error": "substitute"}
+    dataset = TarClips(broken, RECIPE, shuffle_buffer=0, **options)
     samples = read(dataset, 1)
     # The last one's substitute is what would come after it: the first of the next turn.
     assert [s[:2] for s in samples] == [(0, 0), (0, 3), (0, 3), (0, 3), (1, 0), (0, 0), (0, 0)]
     assert samples[1] == samples[2] == samples[3]
     assert samples[0] != samples[5] == samples[6]
     assert read(dataset, 1, num_workers=2) == samples
-    dataset = TarClips(broken, **options)
+    dataset = TarClips(broken, RECIPE, **options)
     assert len(read(dataset, 1)) == 7
     bad = write_shard(broken[0].parent / "bad.tar", [(f"{i}.mp4", b"no video") for i in range(20)])
-    dataset = TarClips(bad, **options)
+    dataset = TarClips(bad, RECIPE, **options)
     with pytest.raises(DecodeError, match="Invalid data found"):
         list(dataset)
     assert len(dataset.failures()) == 11
@@ -265,7 +265,7 @@ def test_substitutes_come_next_in_the_order(broken: list[Path], video: bytes) ->
 
 def test_archive_that_vanishes_has_its_error(tmp_path: Path, video: bytes) -> None:
     shard = write_shard(tmp_path / "a.tar", [(f"{i}.mp4", video) for i in range(4)])
-    dataset = TarClips(shard, batch_size=1, shuffle_buffer=0, on_error="skip", **CLIP)
+    dataset = TarClips(shard, RECIPE, batch_size=1, shuffle_buffer=0, on_error="skip")
     samples = iter(dataset)
     assert next(samples)[1] == 0
     shard.unlink()
@@ -278,7 +278,7 @@ def test_archive_that_vanishes_has_its_error(tmp_path: Path, video: bytes) -> No
 def test_ranks_are_those_of_the_process_group(folder: Path) -> None:
     parts = run_on_ranks(2, places_in_shards, folder)
     for rank, part in enumerate(parts):
-        alone = TarClips(folder, batch_size=2, rank=rank, world_size=2, **CLIP)
+        alone = TarClips(folder, RECIPE, batch_size=2, rank=rank, world_size=2)
         assert part == [index for _, index in alone]
 
 
@@ -287,7 +287,7 @@ def test_archives_that_are_none(tmp_path: Path, video: bytes) -> None:
     with tarfile.open(tmp_path / "b.tar", "w:gz") as archive:
         archive.add(tmp_path / "a.tar", "a.mp4")
     (tmp_path / "c.tar").touch()
-    dataset = TarClips(tmp_path, batch_size=1, shuffle_buffer=0, on_error="skip", **CLIP)
+    dataset = TarClips(tmp_path, RECIPE, batch_size=1, shuffle_buffer=0, on_error="skip")
     assert list(dataset) == [None] * 3
     causes = ["invalid header", "invalid header", "empty file"]
     assert [f.cause for f in dataset.failures()] == [
@@ -296,7 +296,7 @@ def test_archives_that_are_none(tmp_path: Path, video: bytes) -> None:
     ]
     empty = write_shard(tmp_path / "d.tar", [])
     with pytest.raises(DecodeError, match=r"^the shards of rank 0 hold no samples$"):
-        list(TarClips(empty, batch_size=1, length=3, **CLIP))
+        list(TarClips(empty, RECIPE, batch_size=1, length=3))
 
 
 @pytest.mark.parametrize(
@@ -307,27 +307,27 @@ def test_archives_that_are_none(tmp_path: Path, video: bytes) -> None:
         ({"length": 0}, "`length` must be at least 1; got 0"),
         ({"rank": 2, "world_size": 2}, "`rank` must be in [0, `world_size`); got 2 and 2"),
         ({"world_size": 5}, "`shards`: 5 ranks need at least as many shards; got 4"),
-        ({"stride": 0}, "`stride` must be above 0 and finite; got 0"),
+        ({"seed": -1}, "`seed` must be at least 0; got -1"),
     ],
 )
 def test_arguments(arguments: dict, message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        TarClips(folder, **{"batch_size": 1} | CLIP | arguments)
+        TarClips(folder, RECIPE, **{"batch_size": 1} | arguments)
 
 
 def test_shards_and_starts_that_do_not_exist(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^`shards`: no such file: x\.tar$"):
-        TarClips(["x.tar"], batch_size=1, **CLIP)
+        TarClips(["x.tar"], RECIPE, batch_size=1)
     with pytest.raises(ValueError, match=r"^`start` must be in \[0, 16\]; got 17$"):
-        TarClips(folder, batch_size=1, **CLIP).set_epoch(0, start=17)
+        TarClips(folder, RECIPE, batch_size=1).set_epoch(0, start=17)
     with pytest.raises(ValueError, match=r"^`shards`: 0 samples for 1 ranks$"):
-        TarClips(write_shard(folder.parent / "none.tar", []), batch_size=1, **CLIP)
+        TarClips(write_shard(folder.parent / "none.tar", []), RECIPE, batch_size=1)
 
 
 def test_nothing_of_a_video_is_written_to_disk(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = TarClips(folder, batch_size=1, failure_log=tmp_path / "log", **CLIP)
+    dataset = TarClips(folder, RECIPE, batch_size=1, failure_log=tmp_path / "log")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))  # whatever asked for a file would fail
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     clips, _ = next(iter(dataset))

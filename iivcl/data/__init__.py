@@ -1,18 +1,20 @@
 """Reading of real videos."""
 
-from ._container import DecodeError
-from ._dataset import VideoClips, collate_clips
-from ._decode import read_clips
-from ._failures import Failure
-from ._manifest import Manifest, find_videos, read_manifest
-from ._probe import VideoInfo, probe
-from ._sampling import clip_indices, random_clip_starts, uniform_clip_starts
-from ._split_lists import read_hmdb51_split, read_ucf101_split, ucf101_ids
-from ._split_tables import read_diving48_split, read_kinetics_split, read_ssv2_split
-from ._synthetic import make_synthetic_videos
-from ._tar_clips import TarClips
+from iivcl.data._container import DecodeError
+from iivcl.data._dataset import VideoClips, collate_clips
+from iivcl.data._decode import read_clips
+from iivcl.data._failures import Failure
+from iivcl.data._manifest import Manifest, find_videos, read_manifest
+from iivcl.data._probe import VideoInfo, probe
+from iivcl.data._recipe import ClipRecipe
+from iivcl.data._sampling import clip_indices, random_clip_starts, uniform_clip_starts
+from iivcl.data._split_lists import read_hmdb51_split, read_ucf101_split, ucf101_ids
+from iivcl.data._split_tables import read_diving48_split, read_kinetics_split, read_ssv2_split
+from iivcl.data._synthetic import make_synthetic_videos
+from iivcl.data._tar_clips import TarClips
 
 __all__ = [
+    "ClipRecipe",
     "DecodeError",
     "Failure",
     "Manifest",

@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ._container import DecodeError, StrPath
-from ._manifest import MANIFEST_SUFFIXES, Manifest, find_videos, make_manifest, read_manifest
-from ._reader import open_source
-from ._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
-from ._recipe import ClipRecipe, Sampling
-from ._sampling import ShortPolicy
+from iivcl.data._container import DecodeError, StrPath
+from iivcl.data._draws import Draws
+from iivcl.data._manifest import (
+    MANIFEST_SUFFIXES,
+    Manifest,
+    find_videos,
+    make_manifest,
+    read_manifest,
+)
+from iivcl.data._reader import open_source
+from iivcl.data._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
+from iivcl.data._recipe import ClipRecipe, check_recipe
 
 __all__ = ["VideoClips", "collate_clips"]
 
@@ -30,19 +36,9 @@ class VideoClips(Readings, Dataset[Any]):
     seeded from the same three numbers and put back afterwards, so what it draws is as repeatable.
 
     Args:
-        paths: Video files or folders of images; or one folder, which is searched for both at
+        videos: Video files or folders of images; or one folder, which is searched for both at
             every depth; or a `Manifest`, or the ``.csv`` or ``.jsonl`` file of one.
-        num_frames: T, frames per clip.
-        stride: Frames from one frame of a clip to the next.
-        stride_seconds: The same in seconds, for sets that mix frame rates; instead of ``stride``.
-        clips_per_video: V, clips per video.
-        sampling: ``"random"`` for independent uniform starts; ``"keyframes"`` for the same moved
-            back to keyframes, which decodes faster and varies less; ``"uniform"`` for starts
-            spread evenly over the video, as in evaluation; or a function with the arguments of
-            `random_clip_starts`, such as ``functools.partial(random_clip_starts, power=2.0)``.
-        short: What fills a clip of a video that is too short, as in `clip_indices`.
-        short_side: Scale to this many pixels on the shorter side while decoding, or None.
-        approximate: Decode faster and not exactly, as in `read_clips`.
+        recipe: Which clips are taken of a video, and how they are read.
         transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead.
         on_error: What happens when a video cannot be read. ``"raise"`` raises the `DecodeError`.
             ``"substitute"`` returns another video, drawn from (``seed``, epoch, index), with the
@@ -63,9 +59,10 @@ class VideoClips(Readings, Dataset[Any]):
 
     Example:
         >>> import tempfile
-        >>> from iivcl.data import VideoClips, make_synthetic_videos
+        >>> from iivcl.data import ClipRecipe, VideoClips, make_synthetic_videos
         >>> paths = make_synthetic_videos(tempfile.mkdtemp() + "/videos", 3)
-        >>> dataset = VideoClips(paths, num_frames=4, stride=2, short_side=32)
+        >>> recipe = ClipRecipe(num_frames=4, stride=2, short_side=32)
+        >>> dataset = VideoClips(paths, recipe)
         >>> clips, index = dataset[2]
         >>> clips.shape, index
         (torch.Size([2, 3, 4, 32, 32]), 2)
@@ -73,35 +70,19 @@ class VideoClips(Readings, Dataset[Any]):
 
     def __init__(
         self,
-        paths: StrPath | Sequence[StrPath] | Manifest,
+        videos: StrPath | Sequence[StrPath] | Manifest,
+        recipe: ClipRecipe,
         *,
-        num_frames: int,
-        stride: float | None = None,
-        stride_seconds: float | None = None,
-        clips_per_video: int = 2,
-        sampling: Sampling = "random",
-        short: ShortPolicy = "loop",
-        short_side: int | None = None,
-        approximate: bool = False,
         transform: Callable[[Tensor], Any] | None = None,
         on_error: OnError = "raise",
         failure_log: StrPath | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(on_error, failure_log)
-        self._recipe = ClipRecipe(
-            num_frames=num_frames,
-            stride=stride,
-            stride_seconds=stride_seconds,
-            clips_per_video=clips_per_video,
-            sampling=sampling,
-            short=short,
-            short_side=short_side,
-            approximate=approximate,
-            transform=transform,
-            seed=seed,
-        )
-        manifest, self._from_manifest = _to_manifest(paths)
+        self._recipe = check_recipe(recipe)
+        self._transform = transform
+        self._draws = Draws(seed)
+        manifest, self._from_manifest = _to_manifest(videos)
         # One array instead of N str objects, whose reference counts would make every forked
         # worker copy the memory that they lie in.
         self._paths = np.array([os.fsencode(path) for path in manifest.paths])
@@ -135,20 +116,20 @@ class VideoClips(Readings, Dataset[Any]):
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
         if self._on_error == "substitute":
-            generator = self._recipe.generator("substitutes", int(self._epoch), index)
+            generator = self._draws.generator("substitutes", int(self._epoch), index)
             others = torch.randperm(len(self), generator=generator)
             yield from others[others != index][:MAX_SUBSTITUTES].tolist()
 
     def _read(self, index: int) -> tuple[Any, ...]:
-        recipe, address = self._recipe, (int(self._epoch), index)
+        address = int(self._epoch), index
         with open_source(
             self.path(index),
-            approximate=recipe.approximate,
+            approximate=self._recipe.approximate,
             num_frames=int(self._counts[index]) or None,
         ) as source:
             self._counts[index] = source.num_frames
-            clips = recipe.read(source, *address)
-        clips = recipe.finish(clips, *address)
+            clips = self._recipe.read(source, self._draws.generator("starts", *address))
+        clips = self._draws.transform(clips, self._transform, *address)
         if not self._from_manifest:
             return clips, index
         return clips, index, int(self.labels[index]), int(self.ids[index])
@@ -179,21 +160,21 @@ def collate_clips(batch: Sequence[Any]) -> Any:
     return default_collate(samples)
 
 
-def _to_manifest(paths: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:
+def _to_manifest(videos: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:
     """Return the list of videos, and whether the user gave labels and ids with it."""
-    if isinstance(paths, Manifest):
-        manifest = paths
-    elif not isinstance(paths, (str, os.PathLike)):
-        manifest = make_manifest(paths)
-    elif not os.path.exists(paths):
-        raise FileNotFoundError(f"`paths`: no such file or folder: {os.fspath(paths)}")
-    elif os.path.isdir(paths):
-        manifest = make_manifest(find_videos(paths))
-    elif os.fspath(paths).lower().endswith(MANIFEST_SUFFIXES):
-        return read_manifest(paths), True
+    if isinstance(videos, Manifest):
+        manifest = videos
+    elif not isinstance(videos, (str, os.PathLike)):
+        manifest = make_manifest(videos)
+    elif not os.path.exists(videos):
+        raise FileNotFoundError(f"`videos`: no such file or folder: {os.fspath(videos)}")
+    elif os.path.isdir(videos):
+        manifest = make_manifest(find_videos(videos))
+    elif os.fspath(videos).lower().endswith(MANIFEST_SUFFIXES):
+        return read_manifest(videos), True
     else:
-        manifest = make_manifest([paths])
+        manifest = make_manifest([videos])
     if not manifest.paths:
-        where = f" in {os.fspath(paths)}" if isinstance(paths, (str, os.PathLike)) else ""
-        raise ValueError(f"`paths`: there are no videos{where}")
-    return manifest, isinstance(paths, Manifest)
+        where = f" in {os.fspath(videos)}" if isinstance(videos, (str, os.PathLike)) else ""
+        raise ValueError(f"`videos`: there are no videos{where}")
+    return manifest, isinstance(videos, Manifest)

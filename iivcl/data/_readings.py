@@ -61,9 +61,9 @@ class Readings(ABC):
 
         Example:
             >>> import tempfile, torch
-            >>> from iivcl.data import VideoClips, make_synthetic_videos
+            >>> from iivcl.data import ClipRecipe, VideoClips, make_synthetic_videos
             >>> paths = make_synthetic_videos(tempfile.mkdtemp() + "/videos", 2)
-            >>> dataset = VideoClips(paths, num_frames=4, stride=2)
+            >>> dataset = VideoClips(paths, ClipRecipe(num_frames=4, stride=2))
             >>> with dataset.name_crashes():
             ...     for clips, index in torch.utils.data.DataLoader(dataset):
             ...         pass

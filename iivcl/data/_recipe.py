@@ -1,4 +1,4 @@
-"""Which clips are taken of a video and what is made of them: what all datasets of clips share."""
+"""Which clips are taken of one video, and how they are read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from iivcl._checks import check_choice
-
-from ._container import DecodeError
-from ._decode import check_decoding, decode_clips
-from ._reader import Source
-from ._sampling import (
+from iivcl.data._container import DecodeError
+from iivcl.data._decode import check_decoding, decode_clips
+from iivcl.data._reader import Source
+from iivcl.data._sampling import (
     SHORT_POLICIES,
     ShortPolicy,
     check_clip,
@@ -24,31 +22,46 @@ from ._sampling import (
     uniform_clip_starts,
 )
 
-__all__ = ["ClipRecipe", "Sampling"]
+__all__ = ["ClipRecipe", "check_recipe"]
 
-Sampling = Literal["random", "keyframes", "uniform"] | Callable[..., Tensor]
-_Purpose = Literal["starts", "transform", "substitutes", "order"]
-_PURPOSES = ("starts", "transform", "substitutes", "order")
+_Sampling = Literal["random", "keyframes", "uniform"] | Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipRecipe:
-    """The arguments of `VideoClips` that say how clips are made, with the making.
+    """Which clips are taken of one video, and how they are read.
 
-    Everything random is drawn from (seed, address, purpose), where the address is the numbers that
-    name one reading, such as the epoch and the index of the video.
+    Args:
+        num_frames: T, frames per clip.
+        stride: Frames from one frame of a clip to the next.
+        stride_seconds: The same in seconds, for sets that mix frame rates; instead of ``stride``.
+        clips_per_video: V, clips per video.
+        sampling: ``"random"`` for independent uniform starts; ``"keyframes"`` for the same moved
+            back to keyframes, which decodes faster and varies less; ``"uniform"`` for starts
+            spread evenly over the video, as in evaluation; or a function with the arguments of
+            `random_clip_starts`, such as ``functools.partial(random_clip_starts, power=2.0)``.
+        short: What fills a clip of a video that is too short, as in `clip_indices`.
+        short_side: Scale to this many pixels on the shorter side while decoding, or None.
+        approximate: Decode faster and not exactly, as in `read_clips`.
+
+    Raises:
+        ValueError: A number is out of range, or not exactly one of ``stride`` and
+            ``stride_seconds`` is given.
+
+    Example:
+        >>> from iivcl.data import ClipRecipe
+        >>> ClipRecipe(num_frames=8, stride=4, short_side=128).clips_per_video
+        2
     """
 
     num_frames: int
-    stride: float | None
-    stride_seconds: float | None
-    clips_per_video: int
-    sampling: Sampling
-    short: ShortPolicy
-    short_side: int | None
-    approximate: bool
-    transform: Callable[[Tensor], Any] | None
-    seed: int
+    stride: float | None = None
+    stride_seconds: float | None = None
+    clips_per_video: int = 2
+    sampling: _Sampling = "random"
+    short: ShortPolicy = "loop"
+    short_side: int | None = None
+    approximate: bool = False
 
     def __post_init__(self) -> None:
         step = self.stride_seconds if self.stride is None else self.stride
@@ -62,10 +75,8 @@ class ClipRecipe:
         check_choice("short", self.short, SHORT_POLICIES)
         check_clip(self.num_frames, step, self.clips_per_video)
         check_decoding(self.short_side, num_threads=1)
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be at least 0; got {self.seed}")
 
-    def read(self, source: Source, *address: int) -> Tensor:
+    def read(self, source: Source, generator: torch.Generator) -> Tensor:
         """Draw the clips of one video and read them."""
         draw = _SAMPLERS[self.sampling] if isinstance(self.sampling, str) else self.sampling
         at_keyframes = {"keyframes": source.keyframes} if self.sampling == "keyframes" else {}
@@ -76,26 +87,12 @@ class ClipRecipe:
         starts = draw(
             source.num_frames,
             clips_per_video=self.clips_per_video,
-            generator=self.generator("starts", *address),
+            generator=generator,
             **clip,
             **at_keyframes,
         )
         indices = clip_indices(starts, source.num_frames, short=self.short, **clip)
         return decode_clips(source, indices, self.short_side)
-
-    def finish(self, clips: Tensor, *address: int) -> Any:
-        """Transform the clips; PyTorch's global random state comes from the address meanwhile."""
-        if self.transform is None:
-            return clips
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.generator("transform", *address).get_state())
-            return self.transform(clips)
-
-    def generator(self, purpose: _Purpose, *address: int) -> torch.Generator:
-        """Seed a generator of its own for each purpose and address."""
-        key = [self.seed, *address, _PURPOSES.index(purpose)]
-        [state] = np.random.SeedSequence(key).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
     def _stride_in(self, source: Source) -> float:
         if self.stride is not None:
@@ -107,6 +104,15 @@ class ClipRecipe:
             f"{source.name}: the frame rate is unknown, so `stride_seconds` has no meaning; "
             "give `stride` in frames"
         )
+
+
+def check_recipe(recipe: ClipRecipe) -> ClipRecipe:
+    """Check that a dataset was given a recipe."""
+    if not isinstance(recipe, ClipRecipe):
+        raise TypeError(
+            f"`recipe` must be a ClipRecipe(num_frames=..., stride=...); got {recipe!r}"
+        )
+    return recipe
 
 
 def _uniform(video_frames: int, *, generator: torch.Generator, **clip: Any) -> Tensor:

@@ -19,11 +19,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from iivcl import distributed
 
 from ._container import DecodeError, StrPath
+from ._draws import Draws
 from ._folder import natural_key
 from ._reader import open_source
 from ._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
-from ._recipe import ClipRecipe, Sampling
-from ._sampling import ShortPolicy
+from ._recipe import ClipRecipe, check_recipe
 from ._shards import TarSample, list_samples
 
 __all__ = ["TarClips"]
@@ -45,16 +45,8 @@ class TarClips(Readings, IterableDataset[Any]):
 
     Args:
         shards: Archives; or one; or a folder, whose ``.tar`` files are taken in natural order.
+        recipe: Which clips are taken of a video, and how they are read.
         batch_size: Batch size of the DataLoader that reads this.
-        num_frames: T, frames per clip. It and the arguments up to ``transform``, ``failure_log``
-            and ``seed`` are those of `VideoClips`.
-        stride: Frames from one frame of a clip to the next.
-        stride_seconds: The same in seconds, instead of ``stride``.
-        clips_per_video: V, clips per video.
-        sampling: Where the clips begin.
-        short: What fills a clip of a video that is too short.
-        short_side: Scale to this many pixels on the shorter side while decoding, or None.
-        approximate: Decode faster and not exactly.
         transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead.
         describe: Called with the other files of a sample, from the rest of the name to the
             content; its result ends the sample: ``lambda files: int(files["cls"])``.
@@ -83,12 +75,13 @@ class TarClips(Readings, IterableDataset[Any]):
 
     Example:
         >>> import tarfile, tempfile, torch
-        >>> from iivcl.data import TarClips, make_synthetic_videos
+        >>> from iivcl.data import ClipRecipe, TarClips, make_synthetic_videos
         >>> folder = tempfile.mkdtemp()
         >>> with tarfile.open(folder + "/0.tar", "w") as archive:
         ...     for number, path in enumerate(make_synthetic_videos(folder + "/videos", 6)):
         ...         archive.add(path, f"{number:06d}.mp4")
-        >>> dataset = TarClips(folder, batch_size=2, num_frames=4, stride=2)
+        >>> recipe = ClipRecipe(num_frames=4, stride=2)
+        >>> dataset = TarClips(folder, recipe, batch_size=2)
         >>> loader = torch.utils.data.DataLoader(dataset, batch_size=2)
         >>> [tuple(clips.shape) for clips, index in loader]
         [(2, 2, 3, 4, 48, 48), (2, 2, 3, 4, 48, 48), (2, 2, 3, 4, 48, 48)]
@@ -101,16 +94,9 @@ class TarClips(Readings, IterableDataset[Any]):
     def __init__(
         self,
         shards: StrPath | Sequence[StrPath],
+        recipe: ClipRecipe,
         *,
         batch_size: int,
-        num_frames: int,
-        stride: float | None = None,
-        stride_seconds: float | None = None,
-        clips_per_video: int = 2,
-        sampling: Sampling = "random",
-        short: ShortPolicy = "loop",
-        short_side: int | None = None,
-        approximate: bool = False,
         transform: Callable[[Tensor], Any] | None = None,
         describe: Callable[[dict[str, bytes]], Any] | None = None,
         shuffle_buffer: int = 1000,
@@ -122,18 +108,9 @@ class TarClips(Readings, IterableDataset[Any]):
         world_size: int | None = None,
     ) -> None:
         super().__init__(on_error, failure_log)
-        self._recipe = ClipRecipe(
-            num_frames=num_frames,
-            stride=stride,
-            stride_seconds=stride_seconds,
-            clips_per_video=clips_per_video,
-            sampling=sampling,
-            short=short,
-            short_side=short_side,
-            approximate=approximate,
-            transform=transform,
-            seed=seed,
-        )
+        self._recipe = check_recipe(recipe)
+        self._transform = transform
+        self._draws = Draws(seed)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("shuffle_buffer", shuffle_buffer, 0),
@@ -199,7 +176,7 @@ class TarClips(Readings, IterableDataset[Any]):
     def _order(self, epoch: int) -> Iterator[_Place]:
         """Yield the samples of this rank, without end: those of its shards, then of others."""
         for turn in itertools.count():
-            generator = self._recipe.generator("order", epoch, turn)
+            generator = self._draws.generator("order", epoch, turn)
             order = list(range(len(self._shards)))
             if self._shuffle_buffer:
                 order = torch.randperm(len(order), generator=generator).tolist()
@@ -216,15 +193,15 @@ class TarClips(Readings, IterableDataset[Any]):
                 raise DecodeError(f"the shards of rank {self._rank} hold no samples")
 
     def _read(self, place: _Place) -> tuple[Any, ...]:
-        recipe, sample = self._recipe, place.sample
-        address = place.epoch, place.turn, place.index
+        sample, address = place.sample, (place.epoch, place.turn, place.index)
         if sample.damage or sample.video is None:
             raise DecodeError(f"{sample.path}: {sample.damage or 'the sample holds no video'}")
         files = sample.read([sample.video] if self._describe is None else sample.files)
         video = files.pop(sample.video)
-        with open_source(video, name=sample.path, approximate=recipe.approximate) as source:
-            clips = recipe.read(source, *address)
-        clips = recipe.finish(clips, *address)
+        approximate = self._recipe.approximate
+        with open_source(video, name=sample.path, approximate=approximate) as source:
+            clips = self._recipe.read(source, self._draws.generator("starts", *address))
+        clips = self._draws.transform(clips, self._transform, *address)
         if self._describe is None:
             return clips, place.index
         return clips, place.index, self._describe(files)
