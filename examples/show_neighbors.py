@@ -44,15 +44,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="as for train_minimal.py")
     args = parser.parse_args()
     setting = SHAPES if args.data is None else REAL
-    if args.data is None:
-        args.data = Path.home() / ".cache" / "iivcl" / "shapes-8"
-        data.make_synthetic_videos(args.data, 880)
-
     backbone = SmallEncoder()
     head = backbones.ProjectionHead(backbone.feature_dim, 256, DIM, num_layers=2, norm="batch")
     try:
         state = torch.load(args.encoder, weights_only=True)
         nn.Sequential(backbone, head).load_state_dict(state)
+        if args.data is None:
+            args.data = Path.home() / ".cache" / "iivcl" / "shapes-8"
+            data.make_synthetic_videos(args.data, 880)
         train, test = read_videos(args.data)
     except (OSError, ValueError) as error:
         parser.error(str(error))

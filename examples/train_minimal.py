@@ -36,6 +36,7 @@ class Setting(NamedTuple):
     scale: tuple[float, float]  # share of the picture that a crop keeps
     colour: dict[str, float]  # how much each may change
     learning_rate: float
+    inter_start: float  # share of the steps before neighbours count: until then they are noise
 
 
 # Shapes differ by motion alone, hence strong colours, and no flip, which would turn one motion
@@ -43,13 +44,12 @@ class Setting(NamedTuple):
 # GPU and hours: size 112 and the crops and colours of `augment.rho_moco`.
 VIVID = {"brightness": 0.6, "contrast": 0.6, "saturation": 0.8, "hue": 0.5}
 MILD = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, learning_rate=3e-3)
-REAL = Setting(600, 2, 40, (0.4, 1.0), MILD, learning_rate=1e-3)
+SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3, inter_start=0.4)
+REAL = Setting(600, 2, 40, (0.4, 1.0), MILD, 1e-3, inter_start=0.75)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
 QUEUE_SIZE, NUM_NEIGHBORS, TEMPERATURE = 512, 5, 0.1
 MOMENTUM = 0.98  # of the key encoder, rising to 1; a longer run wants it nearer to 1
-INTER_START = 0.4  # share of the steps before neighbours count: until then they are noise
 
 
 class SmallEncoder(nn.Sequential):
@@ -182,7 +182,7 @@ def main() -> None:
                 momentum_update_(key_encoder, encoder, momentum)
                 key = F.normalize(key_encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
             outs = [loss_fn(query[:, i], key[:, 1 - i], queue, ids=ids) for i in (0, 1)]
-            inter_weight = float(step >= INTER_START * steps)
+            inter_weight = float(step >= setting.inter_start * steps)
             loss = sum(out.intra + inter_weight * out.inter for out in outs) / 2
             optimizer.zero_grad()
             loss.backward()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
+import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from iivcl.data import make_synthetic_videos
 
+Refused = Callable[..., str]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_minimal.py"
 
 
@@ -28,10 +30,23 @@ def train(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen videos of two classes, two takes each."""
     folder = tmp_path_factory.mktemp("example") / "videos"
-    make_synthetic_videos(folder, 16, num_classes=2, takes=2)
+    make_synthetic_videos(folder, 16, num_classes=2)
     return folder
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Give the message of a run that is refused: in this process, which has imported torch."""
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+
+    def refused(*arguments: object, example: str = "train_minimal") -> str:
+        monkeypatch.setattr(sys, "argv", [example, *map(str, arguments)])
+        with pytest.raises(SystemExit, match=r"^2$"):
+            importlib.import_module(example).main()
+        return capsys.readouterr().err.splitlines()[-1].removeprefix(f"{example}: error: ")
+
+    return refused
 
 
 def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(
@@ -40,14 +55,16 @@ def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(
     out = tmp_path / "encoder.pt"
     done = train("--data", folder, "--out", out)
     assert done.returncode == 0, done.stderr
-    number = r"[01]\.\d{3}"
-    assert f"encoder: {out}\n" in done.stdout
-    assert re.search(
-        rf"^retrieval R@1: random init {number} -> trained {number} \(chance {number}, 4 videos\)$",
-        done.stdout,
-        re.MULTILINE,
-    )
     assert re.search(r"loss=[\d.]+, std=0\.\d+, purity=[\d.nan]+", done.stderr)
+    first, _, result, verdict, advice = done.stdout.splitlines()
+    number = r"[01]\.\d{3}"
+    assert first == f"encoder: {out}"
+    assert re.fullmatch(
+        rf"retrieval R@1: random init {number} -> trained {number} \(chance {number}, 4 videos\)",
+        result,
+    )
+    assert verdict.startswith("It did not learn")  # three steps cannot
+    assert "more steps" in verdict + advice
     state = torch.load(out, weights_only=True)
     assert all(value.isfinite().all() for value in state.values())
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt"]
@@ -60,33 +77,19 @@ def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(
     with Image.open(picture) as image:
         assert image.size == (1460, 270)  # two rows
 
-    done = run(EXAMPLE, picture, "--data", folder, example=show)
-    assert one_line(done) == f"{EXAMPLE} does not hold the small encoder of train_minimal.py"
 
-
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the message of a run that was refused: usage, and then one line."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr.splitlines()[-1].split("error: ", 1)[1]
-
-
-def test_it_says_that_it_did_not_learn_and_what_to_change(folder: Path) -> None:
-    done = train("--data", folder)  # three steps cannot
-    assert done.returncode == 0, done.stderr
-    assert "It did not learn" in done.stdout.splitlines()[-2]
-    assert "At the top of this file, set more steps" in done.stdout
-
-
-def test_a_file_that_cannot_be_read_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
-    rows = csv.DictReader((folder / "manifest.csv").read_text().splitlines())
+def test_files_without_classes_of_which_some_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    """The bar shows the similarity of neighbours, and what was left out is named at the end."""
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    lines = [f"{folder / row['path']},{row['label']},{row['group']}" for row in rows]
-    lines += ["broken.mp4,circle,8", "gone.mp4,circle,9", "gone too.mp4,circle,10"]
-    manifest = tmp_path / "videos.csv"
-    manifest.write_text("path,label,group\n" + "\n".join(lines))
-    done = train("--data", manifest)
+    paths = [*map(str, folder.glob("*/*.mp4")), "broken.mp4", "gone.mp4", "gone too.mp4"]
+    manifest = tmp_path / "videos.jsonl"
+    # Held out are none, so that all are read in an epoch.
+    lines = [f'{{"path": "{path}", "split": "train"}}\n' for path in paths]
+    manifest.write_text("".join(lines))
+    done = run("--steps", 6, "--batch-size", 4, "--data", manifest)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"std=[\d.]+, similarity=[-\d.nan]+", done.stderr)
+    assert "retrieval" not in done.stdout
     *_, summary, first, second, third = done.stdout.splitlines()
     assert summary == "Left out, since they could not be read: 3 videos, such as"
     for name in ("broken.mp4", "gone.mp4", "gone too.mp4"):
@@ -97,53 +100,38 @@ def test_a_file_that_cannot_be_read_is_left_out_and_named(folder: Path, tmp_path
     ("rows", "trained", "held_out"),
     [
         # By the column: the training video of a group that is held out as well is left out.
-        (["a,0,x,train", "b,1,y,train", "c,0,z,test", "d,0,x,test"], ["b"], ["c", "d"]),
+        (["a,0,x,train", "b,1,y,train", "c,0,z,test", "d,0,x,test"], 1, 2),
         # By groups: one in four, whole.
-        ([f"{n},0,{n // 2}," for n in range(8)], None, None),
+        ([f"{n},0,{n // 2}," for n in range(8)], 6, 2),
     ],
 )
 def test_no_group_is_trained_on_and_held_out(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    rows: list[str],
-    trained: list[str] | None,
-    held_out: list[str] | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[str], trained: int, held_out: int
 ) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
-    from train_minimal import read_videos
-
     manifest = tmp_path / "videos.csv"
     manifest.write_text("path,label,group,split\n" + "\n".join(rows))
-    train, test = read_videos(manifest)
+    train, test = importlib.import_module("train_minimal").read_videos(manifest)
     assert set(train.ids.tolist()).isdisjoint(test.ids.tolist())
-    if trained is not None:
-        assert [Path(path).name for path in train.paths] == trained
-        assert [Path(path).name for path in test.paths] == held_out
-    else:
-        assert (len(train.paths), len(test.paths)) == (6, 2)
+    assert (len(train.paths), len(test.paths)) == (trained, held_out)
 
 
-def test_videos_without_classes_show_the_similarity_of_neighbours(
-    folder: Path, tmp_path: Path
+def test_what_cannot_work_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    manifest = tmp_path / "videos.jsonl"
-    manifest.write_text("\n".join(f'{{"path": "{path}"}}' for path in folder.glob("*/*.mp4")))
-    done = train("--data", manifest)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"std=[\d.]+, similarity=[-\d.nan]+", done.stderr)
-    assert "retrieval" not in done.stdout
-
-
-def test_what_cannot_work_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     message = f"--data: {tmp_path} has 0 videos to train on; give more, or a smaller --batch-size"
-    assert one_line(run("--data", tmp_path)) == message
+    assert refused("--data", tmp_path) == message
     gone = tmp_path / "gone"
-    assert one_line(run("--data", gone)) == f"--data: no such file or folder: {gone}"
+    assert refused("--data", gone) == f"--data: no such file or folder: {gone}"
     message = f"--data: `path` must end in .csv or .jsonl; got {str(EXAMPLE)!r}"
-    assert one_line(run("--data", EXAMPLE)) == message
-    assert "invalid choice: 'resnet'" in one_line(run("--backbone", "resnet"))
+    assert refused("--data", EXAMPLE) == message
+    assert "invalid choice: 'resnet'" in refused("--backbone", "resnet")
     gone = tmp_path / "gone" / "encoder.pt"
-    assert one_line(run("--data", folder, "--out", gone)) == f"--out: no such folder: {gone.parent}"
+    assert refused("--data", folder, "--out", gone) == f"--out: no such folder: {gone.parent}"
+    message = f"{EXAMPLE} does not hold the small encoder of train_minimal.py"
+    arguments = (EXAMPLE, "neighbors.png", "--data", folder)
+    assert refused(*arguments, example="show_neighbors") == message
+    assert "No such file" in refused(gone, "neighbors.png", example="show_neighbors")
 
 
 def test_it_is_short_enough_to_be_copied() -> None:
