@@ -12,16 +12,16 @@ class, orange one of another class.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
-from train_minimal import DIM, NUM_FRAMES, REAL, SHAPES, SmallEncoder, read_videos
+from train_minimal import DIM, NUM_FRAMES, REAL, SHAPES, Setting, SmallEncoder, read_videos
 
 from iivcl import NNSupportQueue, augment, backbones, data
 from iivcl.diagnostics import neighbor_purity
@@ -58,64 +58,75 @@ def main() -> None:
     except Exception:  # of torch.load, which has many for what is no checkpoint, and of the keys
         parser.error(f"{args.encoder} does not hold the small encoder of train_minimal.py")
 
-    def cut(pixels: int) -> augment.Compose:
-        return augment.Compose(augment.ResizeShortSide(pixels), augment.CenterCrop(pixels))
-
-    recipe = data.ClipRecipe(num_frames=NUM_FRAMES, stride=setting.stride, sampling="uniform")
-    normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
-    model, sides = nn.Sequential(augment.ToFloat(), normalize, backbone), []
-    for videos in (test, train):
-        clips = data.VideoClips(videos, recipe, transform=cut(setting.size), on_error="skip")
-        loader = DataLoader(clips, 64, num_workers=2, collate_fn=data.collate_clips)
-        sides.append(extract_features(model, loader, device="cpu"))
-    (held_out, test_rows, test_labels), (bank, train_rows, train_labels) = sides
-    held_out, bank = held_out - bank.mean(0), bank - bank.mean(0)
-
-    # The ids are the groups: none has videos on both sides, so nothing needs to be left out.
-    queue = NNSupportQueue(len(bank), backbone.feature_dim)
-    queue.enqueue(bank, torch.arange(len(bank)))
-    found = queue.nearest(held_out, NUM_NEIGHBORS, ids=torch.full((len(held_out),), -1))  # (B, k)
-    purity = neighbor_purity(found, train_labels[queue.ids], test_labels)
-    print(
-        f"purity of {NUM_NEIGHBORS} neighbours of all {len(held_out)} held-out videos: {purity:.3f}"
-    )
-
-    names = [Path(name).name.replace("_", " ") for name in test.classes]
-    firsts = [(test_labels == label).nonzero()[0].item() for label in test_labels.unique()]
-    show = replace(recipe, clips_per_video=1)
-    queries = data.VideoClips(test, show, transform=cut(PIXELS))
-    gallery = data.VideoClips(train, show, transform=cut(PIXELS))
-    rows = []
-    for first in firsts[:MOST_ROWS]:
-        rows.append([(strip(queries[test_rows[first]][0]), int(test_labels[first]), 1.0)])
-        for row, similarity in zip(found.indices[first], found.similarity[first], strict=True):
-            video = queue.ids[row]
-            picture = strip(gallery[train_rows[video]][0])
-            rows[-1].append((picture, int(train_labels[video]), similarity.item()))
-    figure = draw(rows, names)
+    rows, purity = nearest(backbone, train, test, setting)
+    print(f"purity of {NUM_NEIGHBORS} neighbours of all held-out videos: {purity:.3f}")
+    figure = draw(rows[:MOST_ROWS], test.classes, setting.stride)
     colours = Image.Quantize.MAXCOVERAGE  # a palette makes the file three times smaller
     picture = Image.fromarray(figure).quantize(256, colours, kmeans=2, dither=Image.Dither.NONE)
     picture.save(args.picture, optimize=True)
     print(f"picture: {args.picture}")
 
 
-def strip(clips: Tensor) -> Tensor:
-    """Put some frames of a clip side by side: (1, C, T, H, W) -> (H, frames x W, C)."""
-    return clips[0, :, list(FRAMES_SHOWN)].permute(2, 1, 3, 0).flatten(1, 2)
+class Hit(NamedTuple):
+    """A video of a row of the picture."""
+
+    path: str
+    label: int
+    cosine: float  # to the first of its row
 
 
-def draw(rows: list[list[tuple[Tensor, int, float]]], names: list[str]) -> np.ndarray:
+def nearest(
+    backbone: nn.Module, train: data.Manifest, test: data.Manifest, setting: Setting
+) -> tuple[list[list[Hit]], float]:
+    """Find neighbours of the first held-out video of every class; and the purity over all."""
+    recipe = data.ClipRecipe(num_frames=NUM_FRAMES, stride=setting.stride, sampling="uniform")
+    normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+    model, sides = nn.Sequential(augment.ToFloat(), normalize, backbone), []
+    for videos in (test, train):
+        clips = data.VideoClips(videos, recipe, transform=middle(setting.size), on_error="skip")
+        loader = DataLoader(clips, 64, num_workers=2, collate_fn=data.collate_clips)
+        sides.append(extract_features(model, loader, device="cpu"))
+    (queries, test_videos, labels), (bank, train_videos, bank_labels) = sides
+    queries, bank = queries - bank.mean(0), bank - bank.mean(0)
+
+    queue = NNSupportQueue(len(bank), bank.shape[1])
+    queue.enqueue(bank, torch.arange(len(bank)))  # which no query has as its id
+    found = queue.nearest(queries, NUM_NEIGHBORS, ids=torch.full((len(queries),), -1))  # (B, k)
+    rows = []
+    for label in labels.unique():
+        first = (labels == label).nonzero()[0].item()
+        rows.append([Hit(test.paths[test_videos[first]], label.item(), 1.0)])
+        ids = queue.ids[found.indices[first]]
+        for place, cosine in zip(ids, found.similarity[first].tolist(), strict=True):
+            path, its_label = train.paths[train_videos[place]], bank_labels[place].item()
+            rows[-1].append(Hit(path, its_label, cosine))
+    return rows, neighbor_purity(found, bank_labels[queue.ids], labels).item()
+
+
+def middle(pixels: int) -> augment.Compose:
+    return augment.Compose(augment.ResizeShortSide(pixels), augment.CenterCrop(pixels))
+
+
+def draw(rows: list[list[Hit]], classes: list[str], stride: int) -> np.ndarray:
     """Draw one row per query: its strip, then those of its neighbours with their cosine."""
+    names = [Path(name).name.replace("_", " ") for name in classes]
+    paths = [hit.path for row in rows for hit in row]
+    recipe = data.ClipRecipe(
+        num_frames=NUM_FRAMES, stride=stride, clips_per_video=1, sampling="uniform"
+    )
+    clips = iter(data.VideoClips(paths, recipe, transform=middle(PIXELS)))
     size = (3.3 * len(rows[0]) + 1.4, 1.15 * len(rows) + 0.4)
     figure, axes = plt.subplots(
         len(rows), len(rows[0]), figsize=size, dpi=100, squeeze=False, layout="constrained"
     )
     figure.set_facecolor(BACKGROUND)
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, wspace=0.005, hspace=0.0)
-    for row, videos in zip(axes, rows, strict=True):
-        query_label = videos[0][1]
-        for place, (axis, (picture, label, cosine)) in enumerate(zip(row, videos, strict=True)):
-            axis.imshow(picture, interpolation="nearest")
+    for row, hits in zip(axes, rows, strict=True):
+        query_label = hits[0].label
+        for place, (axis, (_, label, cosine)) in enumerate(zip(row, hits, strict=True)):
+            frames = next(clips)[0][0, :, list(FRAMES_SHOWN)]  # (C, frames, H, W)
+            strip = frames.permute(2, 1, 3, 0).flatten(1, 2)  # (H, frames x W, C)
+            axis.imshow(strip, interpolation="nearest")
             for n in range(1, len(FRAMES_SHOWN)):
                 axis.axvline(n * PIXELS - 0.5, color=BACKGROUND, linewidth=2)
             axis.set(xticks=[], yticks=[])
