@@ -1,11 +1,13 @@
-"""Argument checks shared by the whole package.
+"""The door of the package: argument checks, and embeddings of unit length.
 
-All of them read only shapes, dtypes and Python numbers: none reads a tensor's values, so none
+The checks read only shapes, dtypes and Python numbers: none reads a tensor's values, so none
 makes a GPU wait, and all of them trace through ``torch.compile(fullgraph=True)``.
 """
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -62,16 +64,62 @@ def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor)
         )
 
 
+def check_embeddings(name: str, rows: Tensor, pattern: str, **sizes: tuple[int, str]) -> None:
+    """Check that ``rows`` are floating-point and have the shape, as for `check_shape`."""
+    check_shape(name, rows, pattern, **sizes)
+    check_floating(name, rows)
+
+
+def check_mask(name: str, mask: Tensor | None, pattern: str, **sizes: tuple[int, str]) -> None:
+    """Check that ``mask``, if there is one, is bool and has the shape, as for `check_shape`."""
+    if mask is None:
+        return
+    check_shape(name, mask, pattern, **sizes)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"`{name}` must be a bool tensor; got {mask.dtype}")
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Check Python numbers, given by the names of their arguments."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}; got {value}")
+
+
 def check_positive(name: str, value: float) -> None:
     """Check that a Python number is above zero."""
     if not value > 0:
         raise ValueError(f"`{name}` must be above 0; got {value}")
 
 
+def check_temperature(temperature: float | Tensor) -> None:
+    """Check a number above 0, or a tensor of one, whose value only the device knows."""
+    if not isinstance(temperature, Tensor):
+        check_positive("temperature", temperature)
+    elif temperature.ndim or not temperature.is_floating_point():
+        raise ValueError(
+            "`temperature` must be a number, or a floating-point tensor of shape (); got "
+            f"{temperature.dtype} of shape {tuple(temperature.shape)}"
+        )
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Check that a string is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}")
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Scale the rows (..., D) to unit length, whatever finite length they have; 0 stays 0.
+
+    Half precision becomes float32. Rows whose squares would leave the range of their dtype are
+    brought near 1 first, others multiplied by exactly 1; that factor is no part of the derivative,
+    which does not depend on the length.
+    """
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    largest = rows.detach().abs().amax(-1, keepdim=True)  # vector_norm takes 17 times as long
+    factor = largest.clamp(1e-10, 1e10) / largest.clamp(min=torch.finfo(rows.dtype).tiny)
+    return F.normalize(rows * factor, dim=-1, eps=1e-30)
 
 
 def _join(axes: list[str]) -> str:

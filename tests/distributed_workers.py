@@ -48,6 +48,17 @@ def collectives(rank: int, world: int) -> Any:
     return D.rank(), D.world_size(), gathered.detach(), rows.grad, shuffled, restored
 
 
+def uneven_shuffle(rank: int, world: int) -> list[str]:
+    rows = torch.zeros(4 + rank % 2)
+    messages = []
+    for function, *arguments in ((D.batch_shuffle,), (D.batch_unshuffle, torch.arange(4 * world))):
+        try:
+            function(rows, *arguments)
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
 def gather_queue(rank: int, world: int, uneven: bool) -> Any:
     queue = NNSupportQueue(17, DIM, distributed="gather")
     fill(queue, world, 4, uneven=uneven)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import logging
 import pickle
 import re
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +16,15 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler
 from videos import (
     barcode,
     count_threads,
     die_of_59_frames,
     random_number,
     read_barcodes,
+    remux,
+    two_numbers,
     write_packed_divx,
     write_video,
 )
@@ -28,7 +34,7 @@ from iivcl.data import (
     DecodeError,
     Failure,
     VideoClips,
-    _reader,
+    _stream,
     clip_indices,
     collate_clips,
     random_clip_starts,
@@ -98,11 +104,11 @@ def test_frames_are_counted_by_decoding_only_once(
     first = dataset[0][0]
     passes = []
 
-    def counted(reader, original=_reader.VideoReader._decode_from_start):
+    def counted(reader, original=_stream.Stream._decode_from_start):
         passes.append(1)
         return original(reader)
 
-    monkeypatch.setattr(_reader.VideoReader, "_decode_from_start", counted)
+    monkeypatch.setattr(_stream.Stream, "_decode_from_start", counted)
     assert dataset[0][0].equal(first)
     assert passes == [1]
 
@@ -140,6 +146,63 @@ def test_seconds_mean_the_same_at_every_frame_rate(tmp_path: Path) -> None:
     assert steps == [[3, 3, 3], [15, 15, 15]]
 
 
+VARIABLE = [0, 40, 80, 500, 540, 600, 1600, 1640, 3200, 3240, 3280, 3300]  # milliseconds
+
+
+def write_variable(tmp_path: Path) -> Path:
+    steady = write_video(tmp_path / "steady.mkv", 12, options={"bf": "0", "g": "4"})
+
+    def move(number: int, packet: av.Packet) -> av.Packet:
+        packet.pts = packet.dts = VARIABLE[number]
+        return packet
+
+    return remux(steady, tmp_path / "variable.mkv", move)
+
+
+@pytest.mark.parametrize("sampling", ["random", "keyframes", "uniform"])
+@pytest.mark.parametrize("short", ["loop", "clamp", "mirror"])
+@pytest.mark.parametrize("step", [40, 250, 700, 1700])
+def test_seconds_pick_the_frames_nearest_in_time(
+    step: int, short: str, sampling: str, tmp_path: Path
+) -> None:
+    path = write_variable(tmp_path)
+    recipe = ClipRecipe(
+        num_frames=3, stride_seconds=step / 1000, sampling=sampling, short=short, clips_per_video=40
+    )
+    [(clips, _)] = VideoClips([path], recipe)
+    duration = 3340  # the last frame is shown for 40 ms
+    for frames in read_barcodes(clips).tolist():
+        for t, frame in enumerate(frames):
+            time = VARIABLE[frames[0]] + t * step
+            if time >= duration and short == "loop":
+                time %= duration
+            elif time > VARIABLE[-1] and short == "mirror":
+                time = abs((time + 3300) % 6600 - 3300)
+            off = [abs(other - time) for other in VARIABLE]
+            assert off[frame] == pytest.approx(min(off), abs=1e-6)
+            if step <= 700:  # what fits is not wrapped
+                assert frames == sorted(frames)
+    firsts = read_barcodes(clips)[:, 0].tolist()
+    if sampling == "keyframes":
+        assert set(firsts) <= {0, 4, 8}
+    if (sampling, step) == ("random", 40):  # as often as they are on the screen
+        assert sum(VARIABLE[first] in (600, 1640) for first in firsts) > 20
+    if sampling == "uniform":
+        assert firsts == sorted(firsts)
+
+
+def test_seconds_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
+    paths = [write_video(tmp_path / "a.mp4", 20), write_variable(tmp_path)]
+    for number, message in (
+        (0, r"a clip of 4 frames at stride 30\.0 needs frame 90, but the video has 20 frames"),
+        (1, r"a clip of 4 frames at stride 1\.2 s needs the frame at 3\.600 s, but .* at 3\.340 s"),
+    ):
+        recipe = ClipRecipe(num_frames=4, stride_seconds=1.2, short="error")
+        with pytest.raises(ValueError, match=message):
+            VideoClips(paths, recipe)[number]
+    assert VideoClips(paths, replace(recipe, stride_seconds=1.0))[1][0].shape[2] == 4
+
+
 def test_transform_draws_are_addressable(paths: list[Path]) -> None:
     dataset = VideoClips(paths, RECIPE, transform=random_number)
     before = torch.get_rng_state()
@@ -148,6 +211,36 @@ def test_transform_draws_are_addressable(paths: list[Path]) -> None:
     assert len(set(expected)) == 6
     loaded = DataLoader(dataset, batch_size=1, num_workers=2, shuffle=True)
     assert {int(i): float(x) for x, i in loaded} == dict(enumerate(expected))
+
+
+def test_threads_read_as_one_does(paths: list[Path]) -> None:
+    dataset = VideoClips(paths, RECIPE, transform=two_numbers)
+    expected = [dataset[i][0] for i in range(6)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(lambda i: dataset[i % 6][0], range(48)))
+    assert got == expected * 8
+    assert torch.get_rng_state().equal(before)
+
+
+def test_transform_that_reads_another_sample(paths: list[Path]) -> None:
+    alone = VideoClips(paths, RECIPE, transform=random_number)
+    nested = VideoClips(paths, RECIPE, transform=lambda clips: (alone[1][0], torch.rand(1).item()))
+    assert nested[3][0] == (alone[1][0], alone[3][0])
+
+
+def test_default_device_changes_nothing(paths: list[Path]) -> None:
+    for recipe in (
+        RECIPE,
+        replace(RECIPE, sampling="uniform"),
+        replace(RECIPE, sampling="keyframes"),
+        replace(RECIPE, sampling=partial(random_clip_starts, power=0.5)),
+        ClipRecipe(num_frames=4, stride_seconds=0.1),
+    ):
+        expected = VideoClips(paths, recipe, on_error="substitute")[2][0]
+        with torch.device("meta"):
+            clips = VideoClips(paths, recipe, on_error="substitute")[2][0]
+        assert clips.equal(expected)
 
 
 def test_manifest_gives_labels_and_ids(paths: list[Path], tmp_path: Path) -> None:
@@ -162,6 +255,21 @@ def test_manifest_gives_labels_and_ids(paths: list[Path], tmp_path: Path) -> Non
         assert labels.tolist() == [0, 1] * 3
         assert ids.tolist() == [0, 0, 0, 1, 1, 1]
     assert dataset.classes == ["a", "b"]
+
+
+def test_ids_survive_concatenation(paths: list[Path], tmp_path: Path) -> None:
+    first = VideoClips(paths[:2], RECIPE)
+    second = VideoClips(paths[2:], RECIPE, id_offset=len(first))
+    assert [index for _, index in ConcatDataset([first, second])] == list(range(6))
+    assert second[1][0].equal(VideoClips(paths[2:], RECIPE)[1][0])
+    file = tmp_path / "set.csv"
+    file.write_text("path,group\n" + "\n".join(f"{path},{i // 2}" for i, path in enumerate(paths)))
+    third = VideoClips(file, RECIPE, id_offset=100)
+    assert [(index, int(number)) for _, index, _, number in third] == [
+        (100 + i, 100 + i // 2) for i in range(6)
+    ]
+    with pytest.raises(ValueError, match=r"^`id_offset` must be at least 0; got -1$"):
+        VideoClips(paths, RECIPE, id_offset=-1)
 
 
 def test_raise_names_the_file_also_from_a_worker(broken: list[Path]) -> None:
@@ -287,8 +395,58 @@ def test_folder_of_images_is_a_video(tmp_path: Path) -> None:
 def test_indices_are_those_of_a_sequence(paths: list[Path]) -> None:
     dataset = VideoClips(paths, RECIPE)
     assert dataset[-1][1] == 5
-    with pytest.raises(IndexError):
-        dataset[6]
+    assert dataset[torch.tensor(2)][1] == 2
+    for index in (6, -7):
+        with pytest.raises(IndexError):
+            dataset[index]
+    for index in (slice(0, 1), 1.0, "1", None, [1]):
+        with pytest.raises(TypeError, match=r"^`index` must be a whole number in \[-6, 6\); got "):
+            dataset[index]
+
+
+def test_epochs_that_are_none(paths: list[Path]) -> None:
+    dataset = VideoClips(paths, RECIPE)
+    with pytest.raises(ValueError, match=r"^`epoch` must be at least 0; got -1$"):
+        dataset.set_epoch(-1)
+    with pytest.raises(TypeError):
+        dataset.set_epoch(0.5)
+    assert len(codes(dataset)) == 6
+
+
+def test_copy_keeps_the_failures_and_is_alive(broken: list[Path]) -> None:
+    dataset = VideoClips(broken, RECIPE, on_error="skip")
+    assert dataset[1] is None
+    copied = copy.deepcopy(dataset)
+    recorded = dataset.failures()
+    assert copied.failures() == recorded != []
+    del dataset
+    gc.collect()
+    assert copied.failures() == recorded
+    assert copied[4] is None
+    assert [failure.index for failure in copied.failures()] == [1, 4]
+    # Its workers see its epoch, as those of the first do.
+    alone = []
+    loader = DataLoader(copied, 3, num_workers=1, persistent_workers=True, collate_fn=collate_clips)
+    for epoch in (0, 1):
+        copied.set_epoch(epoch)
+        alone.append(codes(copied, collate_fn=collate_clips))
+        got = [read_barcodes(clips).tolist() for batch, _ in loader for clips in batch]
+        assert got == list(alone[-1].values())
+    assert alone[0] != alone[1]
+
+
+def test_one_long_path_costs_no_memory_for_the_others() -> None:
+    tracemalloc.start()
+    paths = [f"{i}.mp4" for i in range(20_000)]
+    VideoClips(paths, RECIPE)
+    before = tracemalloc.get_traced_memory()[0]
+    dataset = VideoClips([*paths, "a" * 4000 + ".mp4", "ü\udcff.mp4"], RECIPE)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 3_000_000  # labels, ids and counts are 8 bytes each
+    assert dataset.path(19_999) == "19999.mp4"
+    assert dataset.path(-2) == "a" * 4000 + ".mp4"
+    assert dataset.path(-1) == "ü\udcff.mp4"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from iivcl.losses import Candidates
 from iivcl.queues import _topk, exact_topk
 
 
@@ -85,9 +86,8 @@ def test_rows_of_the_same_id_are_left_out(k: int, chunk_size: int | None) -> Non
     bank = F.normalize(torch.randn(5000, 32), dim=1)
     query_ids = torch.randint(-3, 3, (17,)) << 32 | torch.randint(0, 3, (17,))
     bank_ids = torch.randint(-3, 3, (5000,)) << 32 | torch.randint(0, 3, (5000,))
-    found = _topk.search(
-        query, bank, k, chunk_size=chunk_size, query_ids=query_ids, bank_ids=bank_ids
-    )
+    others = Candidates(bank, ids=bank_ids, query_ids=query_ids, normalized=True)
+    found = _topk.search(query, others, k, chunk_size=chunk_size)
     check_topk(query, bank, k, query_ids[:, None] != bank_ids, found)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -12,23 +15,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from iivcl._checks import check_at_least
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._draws import Draws
-from iivcl.data._manifest import (
-    MANIFEST_SUFFIXES,
-    Manifest,
-    find_videos,
-    make_manifest,
-    read_manifest,
-)
-from iivcl.data._reader import open_source
-from iivcl.data._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
+from iivcl.data._failures import Failure
+from iivcl.data._manifest import Manifest, as_manifest
+from iivcl.data._open_video import open_video
+from iivcl.data._readings import OnError, Readings, Shared
 from iivcl.data._recipe import ClipRecipe, check_recipe
 
 __all__ = ["VideoClips", "collate_clips"]
 
+_logger = logging.getLogger("iivcl.data")
 
-class VideoClips(Readings, Dataset[Any]):
+
+class VideoClips(Dataset[Any]):
     """Clips of videos, one video per index.
 
     The clips of a video depend on (``seed``, epoch, index) alone: not on the number of workers or
@@ -40,14 +41,19 @@ class VideoClips(Readings, Dataset[Any]):
             every depth; or a `Manifest`, or the ``.csv`` or ``.jsonl`` file of one.
         recipe: Which clips are taken of a video, and how they are read.
         transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead.
+            Files that differ in size need a crop here to make a batch, such as
+            ``augment.RandomResizedCrop(112)``.
         on_error: What happens when a video cannot be read. ``"raise"`` raises the `DecodeError`.
             ``"substitute"`` returns another video, drawn from (``seed``, epoch, index), with the
             other's index, and raises after 10 that cannot be read either. ``"skip"`` returns None,
-            which `collate_clips` leaves out of the batch: the number of batches stays, and one of
-            them is smaller. The length of the dataset never changes, so ranks stay in step.
+            which is left out of a DataLoader's batch (in a ``ConcatDataset``, by `collate_clips`):
+            the number of batches stays, and one of them is smaller. The length of the dataset never
+            changes, so ranks stay in step.
         failure_log: File to which every failure is appended as a JSON line; a temporary one that
             goes with the dataset when None.
         seed: Seed of the clip starts, the substitutes and the transform.
+        id_offset: Added to the index and the id that are returned, so that those of several
+            datasets differ: above all that the others return.
 
     Returns:
         Of ``dataset[index]``: (clips, index), and for a manifest (clips, index, label, id); clips
@@ -77,75 +83,137 @@ class VideoClips(Readings, Dataset[Any]):
         on_error: OnError = "raise",
         failure_log: StrPath | None = None,
         seed: int = 0,
+        id_offset: int = 0,
     ) -> None:
-        super().__init__(on_error, failure_log)
+        check_at_least(0, id_offset=id_offset)
+        self._id_offset = id_offset
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
-        manifest, self._from_manifest = _to_manifest(videos)
-        # One array instead of N str objects, whose reference counts would make every forked
-        # worker copy the memory that they lie in.
-        self._paths = np.array([os.fsencode(path) for path in manifest.paths])
+        self._advised = False
+        self._readings = Readings(on_error, failure_log)
+        manifest, self._from_manifest = as_manifest(videos)
+        self._paths = _Paths(manifest.paths)
         self.labels = manifest.labels
         self.ids = manifest.ids
         self.classes = manifest.classes
         # So that a video whose frames can only be counted by decoding is counted once.
-        self._counts = shared_zeros(len(manifest.paths))  # frames of each video, 0: not known yet
+        self._counts = Shared(len(manifest.paths))  # frames of each video, 0: not known yet
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def path(self, index: int) -> str:
         """Return the path of one video."""
-        return os.fsdecode(self._paths[index])
+        return self._paths[range(len(self))[index]]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose clips come next, in running workers as well.
 
         Logs what failed in the epoch before, if anything did.
         """
-        self._failures.summarise(int(self._epoch), len(self))
-        self._epoch.fill_(epoch)
+        self._readings.set_epoch(epoch, len(self))
+
+    def failures(self) -> list[Failure]:
+        """Return every failed reading so far, of this process and its workers."""
+        return self._readings.failures.read()
+
+    def name_crashes(self) -> AbstractContextManager[None]:
+        """Turn the death of a worker into a `DecodeError` that names what it was reading.
+
+        A decoder that crashes takes its process with it, and PyTorch's error tells the number of
+        the process alone. Put the loop over the DataLoader inside this context.
+
+        Raises:
+            DecodeError: A worker died while it read a video; it is among `failures` as well.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from iivcl.data import ClipRecipe, VideoClips, make_synthetic_videos
+            >>> paths = make_synthetic_videos(tempfile.mkdtemp() + "/videos", 2)
+            >>> dataset = VideoClips(paths, ClipRecipe(num_frames=4, stride=2))
+            >>> with dataset.name_crashes():
+            ...     for clips, index in torch.utils.data.DataLoader(dataset):
+            ...         pass
+        """
+        return self._readings.name_crashes(self.path)
 
     def __getitem__(self, index: int) -> Any:
-        index = range(len(self))[index]  # negative indices, and IndexError behind the end
-        return self._read_first(
+        try:
+            index = range(len(self))[operator.index(index)]  # negative ones count from the end
+        except (TypeError, IndexError) as error:
+            raise type(error)(
+                f"`index` must be a whole number in [{-len(self)}, {len(self)}); got {index!r}"
+            ) from None
+        return self._readings.first(
             (i, self.path(i), partial(self._read, i)) for i in self._candidates(index)
         )
 
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Read the samples of a batch, for a DataLoader; those that are skipped are left out."""
+        samples = _without_skipped([self[index] for index in indices])
+        if (advice := _advice_on_sizes(samples)) and not self._advised:
+            self._advised = True
+            _logger.warning("%s", advice)  # and no error: a user's collation may take them
+        return samples
+
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
-        if self._on_error == "substitute":
-            generator = self._draws.generator("substitutes", int(self._epoch), index)
-            others = torch.randperm(len(self), generator=generator)
-            yield from others[others != index][:MAX_SUBSTITUTES].tolist()
+        if self._readings.num_substitutes:
+            generator = self._draws.generator("substitutes", self._readings.epoch, index)
+            others = torch.randperm(len(self), generator=generator, device="cpu")
+            yield from others[others != index][: self._readings.num_substitutes].tolist()
 
     def _read(self, index: int) -> tuple[Any, ...]:
-        address = int(self._epoch), index
-        with open_source(
+        address = self._readings.epoch, index
+        with open_video(
             self.path(index),
+            num_frames=int(self._counts.values[index]) or None,
             approximate=self._recipe.approximate,
-            num_frames=int(self._counts[index]) or None,
-        ) as source:
-            self._counts[index] = source.num_frames
-            clips = self._recipe.read(source, self._draws.generator("starts", *address))
+            keep_index=self._recipe.keep_index,
+        ) as video:
+            self._counts.values[index] = video.num_frames
+            clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
         clips = self._draws.transform(clips, self._transform, *address)
+        number = index + self._id_offset
         if not self._from_manifest:
-            return clips, index
-        return clips, index, int(self.labels[index]), int(self.ids[index])
+            return clips, number
+        return clips, number, int(self.labels[index]), int(self.ids[index]) + self._id_offset
+
+
+class _Paths:
+    """Paths in one piece of memory.
+
+    As many objects, every forked worker would copy the memory that they lie in, since each use of
+    one counts its references; in an array, each would take as much as the longest.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
 
 
 def collate_clips(batch: Sequence[Any]) -> Any:
-    """Collate samples as PyTorch does, leaving out those that `VideoClips` skipped.
+    """Collate samples as PyTorch does, leaving out those that were skipped.
+
+    `TarClips` with ``on_error="skip"`` needs it, and a `VideoClips` inside of a ``ConcatDataset``.
 
     Args:
-        batch: Samples of a `VideoClips` with ``on_error="skip"``; skipped ones are None.
+        batch: Samples of a dataset with ``on_error="skip"``; skipped ones are None.
 
     Returns:
         The batch of the other samples.
 
     Raises:
         DecodeError: No video of the batch could be read.
+        ValueError: The clips differ in shape.
 
     Example:
         >>> import torch
@@ -154,27 +222,26 @@ def collate_clips(batch: Sequence[Any]) -> Any:
         >>> clips.shape, indices
         (torch.Size([1, 2, 3, 4, 8, 8]), tensor([0]))
     """
-    samples = [sample for sample in batch if sample is not None]
-    if not samples:
-        raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
+    samples = _without_skipped(batch)
+    if advice := _advice_on_sizes(samples):
+        raise ValueError(advice)
     return default_collate(samples)
 
 
-def _to_manifest(videos: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:
-    """Return the list of videos, and whether the user gave labels and ids with it."""
-    if isinstance(videos, Manifest):
-        manifest = videos
-    elif not isinstance(videos, (str, os.PathLike)):
-        manifest = make_manifest(videos)
-    elif not os.path.exists(videos):
-        raise FileNotFoundError(f"`videos`: no such file or folder: {os.fspath(videos)}")
-    elif os.path.isdir(videos):
-        manifest = make_manifest(find_videos(videos))
-    elif os.fspath(videos).lower().endswith(MANIFEST_SUFFIXES):
-        return read_manifest(videos), True
-    else:
-        manifest = make_manifest([videos])
-    if not manifest.paths:
-        where = f" in {os.fspath(videos)}" if isinstance(videos, (str, os.PathLike)) else ""
-        raise ValueError(f"`videos`: there are no videos{where}")
-    return manifest, isinstance(videos, Manifest)
+def _without_skipped(batch: Sequence[Any]) -> list[Any]:
+    samples = [sample for sample in batch if sample is not None]
+    if not samples:
+        raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
+    return samples
+
+
+def _advice_on_sizes(samples: Sequence[Any]) -> str:
+    """Say what to do about clips that cannot be stacked; empty when they can."""
+    clips = [sample[0] for sample in samples if isinstance(sample, tuple)]
+    shapes = sorted({tuple(one.shape) for one in clips if isinstance(one, Tensor)})
+    if len(shapes) < 2:
+        return ""
+    return (
+        f"the clips of a batch differ in shape, such as {shapes[0]} and {shapes[-1]}; to stack "
+        "them, crop in the dataset, as by `transform=augment.RandomResizedCrop(112)`"
+    )

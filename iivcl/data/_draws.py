@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,6 +15,10 @@ __all__ = ["Draws"]
 
 _Purpose = Literal["starts", "transform", "substitutes", "order"]
 _PURPOSES = ("starts", "transform", "substitutes", "order")
+
+
+_turns = threading.RLock()  # a transform may itself read a sample
+os.register_at_fork(after_in_child=_turns._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class Draws:
@@ -30,14 +36,17 @@ class Draws:
         """Seed a generator of its own for each purpose and address."""
         key = [self._seed, *address, _PURPOSES.index(purpose)]
         [state] = np.random.SeedSequence(key).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        return torch.Generator("cpu").manual_seed(int(state >> np.uint64(1)))
 
     def transform(
         self, clips: Tensor, transform: Callable[[Tensor], Any] | None, *address: int
     ) -> Any:
-        """Transform clips; PyTorch's global random state comes from the address meanwhile."""
+        """Transform clips; PyTorch's global random state comes from the address meanwhile.
+
+        There is one such state in a process, so that its threads take turns.
+        """
         if transform is None:
             return clips
-        with torch.random.fork_rng(devices=[]):
+        with _turns, torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.generator("transform", *address).get_state())
             return transform(clips)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from iivcl._checks import check_choice
 from iivcl.data._container import DecodeError
-from iivcl.data._decode import check_decoding, decode_clips
-from iivcl.data._reader import Source
+from iivcl.data._index_cache import IndexPlace
 from iivcl.data._sampling import (
-    SHORT_POLICIES,
     ShortPolicy,
     check_clip,
     clip_indices,
+    clip_indices_in_time,
+    last_not_behind,
+    move_to_keyframes,
     random_clip_starts,
     uniform_clip_starts,
 )
+from iivcl.data._video import PixelAspect, Video, check_reading
 
 __all__ = ["ClipRecipe", "check_recipe"]
 
@@ -35,6 +38,7 @@ class ClipRecipe:
         num_frames: T, frames per clip.
         stride: Frames from one frame of a clip to the next.
         stride_seconds: The same in seconds, for sets that mix frame rates; instead of ``stride``.
+            Frames are those nearest in time, also where a video's rate varies.
         clips_per_video: V, clips per video.
         sampling: ``"random"`` for independent uniform starts; ``"keyframes"`` for the same moved
             back to keyframes, which decodes faster and varies less; ``"uniform"`` for starts
@@ -42,7 +46,9 @@ class ClipRecipe:
             `random_clip_starts`, such as ``functools.partial(random_clip_starts, power=2.0)``.
         short: What fills a clip of a video that is too short, as in `clip_indices`.
         short_side: Scale to this many pixels on the shorter side while decoding, or None.
+        pixels: ``"stored"``, or ``"square"`` as in `read_clips`.
         approximate: Decode faster and not exactly, as in `read_clips`.
+        keep_index: ``"memory"``, or ``"file"`` as in `open_video`, for long videos.
 
     Raises:
         ValueError: A number is out of range, or not exactly one of ``stride`` and
@@ -61,7 +67,9 @@ class ClipRecipe:
     sampling: _Sampling = "random"
     short: ShortPolicy = "loop"
     short_side: int | None = None
+    pixels: PixelAspect = "stored"
     approximate: bool = False
+    keep_index: IndexPlace = "memory"
 
     def __post_init__(self) -> None:
         step = self.stride_seconds if self.stride is None else self.stride
@@ -72,38 +80,69 @@ class ClipRecipe:
             )
         if isinstance(self.sampling, str):
             check_choice("sampling", self.sampling, tuple(_SAMPLERS))
-        check_choice("short", self.short, SHORT_POLICIES)
+        check_choice("short", self.short, get_args(ShortPolicy))
         check_clip(self.num_frames, step, self.clips_per_video)
-        check_decoding(self.short_side, num_threads=1)
+        check_reading(self.short_side, self.pixels)
+        check_choice("keep_index", self.keep_index, get_args(IndexPlace))
 
-    def read(self, source: Source, generator: torch.Generator) -> Tensor:
-        """Draw the clips of one video and read them."""
+    def indices(self, video: Video, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the frames of the clips of one video.
+
+        Args:
+            video: The open video.
+            generator: Source of randomness; the global one when None.
+
+        Returns:
+            (V, T) int64, each in [0, ``video.num_frames``).
+
+        Raises:
+            DecodeError: ``stride_seconds`` is given, and the video does not tell its rate.
+            ValueError: ``short="error"`` and a clip does not fit.
+        """
         draw = _SAMPLERS[self.sampling] if isinstance(self.sampling, str) else self.sampling
-        at_keyframes = {"keyframes": source.keyframes} if self.sampling == "keyframes" else {}
-        clip: dict[str, Any] = {
-            "num_frames": self.num_frames,
-            "stride": self._stride_in(source),
-        }
-        starts = draw(
-            source.num_frames,
-            clips_per_video=self.clips_per_video,
-            generator=generator,
-            **clip,
-            **at_keyframes,
-        )
-        indices = clip_indices(starts, source.num_frames, short=self.short, **clip)
-        return decode_clips(source, indices, self.short_side)
+        clip: dict[str, Any] = {"num_frames": self.num_frames, "stride": self.stride}
+        if self.stride_seconds is not None:
+            clip["stride"] = self.stride_seconds * video.fps
+            if math.isnan(video.fps):
+                raise DecodeError(
+                    f"{video.name}: the frame rate is unknown, so `stride_seconds` has no meaning; "
+                    "give `stride` in frames"
+                )
+        n = video.num_frames
+        starts = draw(n, clips_per_video=self.clips_per_video, generator=generator, **clip)
+        if in_time := self.stride_seconds is not None and not video.constant_rate:
+            # They are those of a steady video of the same length: what is shown then here.
+            starts = last_not_behind(video.times, starts / video.fps)
+            clip["stride"] = self.stride_seconds
+        if self.sampling == "keyframes":
+            starts = move_to_keyframes(starts, video.keyframes)
+        if in_time:
+            return clip_indices_in_time(starts, video.times, video.fps, short=self.short, **clip)
+        return clip_indices(starts, n, short=self.short, **clip)
 
-    def _stride_in(self, source: Source) -> float:
-        if self.stride is not None:
-            return self.stride
-        assert self.stride_seconds is not None  # exactly one is given
-        if source.fps > 0:  # not nan
-            return self.stride_seconds * source.fps
-        raise DecodeError(
-            f"{source.name}: the frame rate is unknown, so `stride_seconds` has no meaning; "
-            "give `stride` in frames"
-        )
+    def read(self, video: Video, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the clips of one video, and read them.
+
+        Args:
+            video: The open video; ``approximate`` is for whoever opens it.
+            generator: Source of randomness; the global one when None.
+
+        Returns:
+            (V, C, T, H, W) uint8.
+
+        Raises:
+            DecodeError: A frame cannot be decoded, or as in `indices`.
+            ValueError: As in `indices`.
+
+        Example:
+            >>> import numpy as np
+            >>> from iivcl.data import ClipRecipe, open_video
+            >>> with open_video(np.zeros((30, 32, 48, 3), np.uint8)) as video:
+            ...     ClipRecipe(num_frames=4, stride=2).read(video).shape
+            torch.Size([2, 3, 4, 32, 48])
+        """
+        indices = self.indices(video, generator=generator)
+        return video.read(indices, short_side=self.short_side, pixels=self.pixels)
 
 
 def check_recipe(recipe: ClipRecipe) -> ClipRecipe:
@@ -115,12 +154,12 @@ def check_recipe(recipe: ClipRecipe) -> ClipRecipe:
     return recipe
 
 
-def _uniform(video_frames: int, *, generator: torch.Generator, **clip: Any) -> Tensor:
+def _uniform(video_frames: int, *, generator: torch.Generator | None, **clip: Any) -> Tensor:
     return uniform_clip_starts(video_frames, **clip)
 
 
 _SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "random": random_clip_starts,
-    "keyframes": random_clip_starts,
+    "keyframes": random_clip_starts,  # moved afterwards
     "uniform": _uniform,
 }

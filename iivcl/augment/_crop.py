@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from iivcl.augment import functional as F
-from iivcl.augment._transform import Transform, check_probability, check_range, draw_uniform
-from iivcl.augment.functional._geometry import check_size, short_side_size
+from iivcl.augment import _program as ops
+from iivcl.augment._arguments import check_probability, check_range, check_size
+from iivcl.augment._transform import Drawn, Range, Transform, chance, constant
 
 __all__ = ["CenterCrop", "RandomHorizontalFlip", "RandomResizedCrop", "ResizeShortSide"]
+
+
+_ATTEMPTS = 10
 
 
 class CropParams(NamedTuple):
@@ -43,8 +47,6 @@ class RandomResizedCrop(Transform[CropParams]):
         Szegedy et al., "Going Deeper with Convolutions" (arXiv 1409.4842), section 6.
     """
 
-    _ATTEMPTS = 10
-
     def __init__(
         self,
         size: int | tuple[int, int],
@@ -57,30 +59,48 @@ class RandomResizedCrop(Transform[CropParams]):
         self.scale = check_range("scale", scale, 1e-6, 1.0)
         self.ratio = check_range("ratio", ratio, 1e-3, 1e3)
 
-    def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> CropParams:
-        """Draw the boxes; see :meth:`Transform.make_params`."""
-        frame_height, frame_width = video.shape[-2:]
-        n = self._ATTEMPTS
-        share = draw_uniform(video, generator, *self.scale, columns=n)  # (B, n)
-        log_ratio = draw_uniform(
-            video, generator, math.log(self.ratio[0]), math.log(self.ratio[1]), columns=n
+    def describe(self, params: CropParams) -> ops.Program:
+        """Cut and resize; see :meth:`Transform.describe`."""
+        return (ops.Resample(params.boxes, self.size),)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result, whatever the frame has."""
+        return self.size
+
+    def _ranges(self) -> Sequence[Range]:
+        low, high = self.ratio
+        half_log_ratio = 0.5 * math.log(low), 0.5 * math.log(high)
+        return [self.scale] * _ATTEMPTS + [half_log_ratio] * _ATTEMPTS + [(0.0, 1.0)] * 2
+
+    def _read(self, drawn: Drawn) -> CropParams:
+        height, width = drawn.video.shape[-2:]
+        share, half_log_ratio, corner = torch.split(drawn.values, [_ATTEMPTS, _ATTEMPTS, 2], 1)
+        # The logarithms of height and width, and then both negated, so that one comparison says
+        # whether they round to at least 1 and at most the frame: (B, 4, attempts).
+        sign, of_ratio, half_area, limit, one_more, fallback = self._constants(height, width, share)
+        logs = torch.addcmul(half_area, half_log_ratio.unsqueeze(1), of_ratio)
+        logs = torch.addcmul(logs, share.log().unsqueeze(1), sign)
+        found, first = (logs <= limit).all(dim=1).max(dim=1)  # (B,), the first attempt that fits
+        sides = logs[:, :2].gather(2, first.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2)
+        box = torch.cat([corner, sides.exp().round()], dim=1)  # (B, 4)
+        box = torch.where(found.unsqueeze(1), box, fallback)
+        box[:, :2].mul_(one_more - box[:, 2:])  # of the places that the box has
+        return CropParams(box.long())
+
+    def _constants(self, height: int, width: int, like: Tensor) -> Sequence[Tensor]:
+        half_area = 0.5 * math.log(height * width)
+        bounds = height + 0.499, width + 0.499, 1 / 0.501, 1 / 0.501
+        middle = 0.5 - 1e-6  # of an even number of places the one before
+        table = (
+            (0.5, 0.5, -0.5, -0.5),
+            (-1.0, 1.0, 1.0, -1.0),
+            (half_area, half_area, -half_area, -half_area),
+            tuple(math.log(bound) for bound in bounds),
+            (height + 1.0, width + 1.0, 0.0, 0.0),
+            (middle, middle, *self._largest_central(height, width)),
         )
-        corner = draw_uniform(video, generator, columns=2)  # (B, 2)
-
-        area, ratio = share * (frame_height * frame_width), log_ratio.exp()
-        heights = (area / ratio).sqrt().round().long()
-        widths = (area * ratio).sqrt().round().long()
-        fits = (heights >= 1) & (heights <= frame_height) & (widths >= 1) & (widths <= frame_width)
-        first = fits.int().argmax(dim=1, keepdim=True)
-        fallback = self._largest_central(frame_height, frame_width)
-        found = fits.any(dim=1)
-        height = torch.where(found, heights.gather(1, first)[:, 0], fallback[0])
-        width = torch.where(found, widths.gather(1, first)[:, 0], fallback[1])
-
-        rest = torch.stack([frame_height - height, frame_width - width], dim=1)  # (B, 2)
-        drawn = (corner * (rest + 1)).long().minimum(rest)
-        top, left = torch.where(found.unsqueeze(1), drawn, rest // 2).unbind(1)
-        return CropParams(torch.stack([top, left, height, width], dim=1))
+        rows = constant(table, like).unsqueeze(2).unbind(0)  # (4, 1) each
+        return *rows[:4], rows[4][:2, 0], rows[5][:, 0]
 
     def _largest_central(self, height: int, width: int) -> tuple[int, int]:
         low, high = self.ratio
@@ -89,14 +109,6 @@ class RandomResizedCrop(Transform[CropParams]):
         if width > high * height:
             return height, max(1, round(height * high))
         return height, width
-
-    def apply(self, video: Tensor, params: CropParams) -> Tensor:  # type: ignore[override]
-        """Crop and resize; see :meth:`Transform.apply`."""
-        return F.crop_resize(video, params.boxes, self.size)
-
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the result, whatever the frame has."""
-        return self.size
 
     def __repr__(self) -> str:
         low, high = self.ratio
@@ -124,19 +136,19 @@ class RandomHorizontalFlip(Transform[FlipParams]):
         tensor([2., 1., 0.])
     """
 
-    _by_channel = True
-
     def __init__(self, *, p: float = 0.5) -> None:
         super().__init__()
         self.p = check_probability(p)
 
-    def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> FlipParams:
-        """Draw which clips are mirrored; see :meth:`Transform.make_params`."""
-        return FlipParams(draw_uniform(video, generator) < self.p)
+    def describe(self, params: FlipParams) -> ops.Program:
+        """Mirror the chosen clips; see :meth:`Transform.describe`."""
+        return (ops.Where(params.flip, (ops.Flip(),)),)
 
-    def apply(self, video: Tensor, params: FlipParams) -> Tensor:  # type: ignore[override]
-        """Mirror the chosen clips; see :meth:`Transform.apply`."""
-        return F.horizontal_flip(video, params.flip)
+    def _ranges(self) -> Sequence[Range]:
+        return (chance(self.p),)
+
+    def _read(self, drawn: Drawn) -> FlipParams:
+        return FlipParams(drawn.negative[:, 0])
 
     def __repr__(self) -> str:
         return f"RandomHorizontalFlip(p={self.p})"
@@ -157,17 +169,13 @@ class ResizeShortSide(Transform[tuple[()]]):
         super().__init__()
         self.size = check_size(size)[0]
 
-    def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> tuple[()]:
-        """Nothing is random."""
-        return ()
-
-    def apply(self, video: Tensor, params: tuple[()]) -> Tensor:  # type: ignore[override]
-        """Resize; see :meth:`Transform.apply`."""
-        return F.resize_short_side(video, self.size)
+    def describe(self, params: tuple[()]) -> ops.Program:
+        """Resize every clip alike; see :meth:`Transform.describe`."""
+        return (ops.ResizeShortSide(self.size),)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result."""
-        return short_side_size(height, width, self.size)
+        return ops.short_side_size(height, width, self.size)
 
     def __repr__(self) -> str:
         return f"ResizeShortSide({self.size})"
@@ -188,13 +196,9 @@ class CenterCrop(Transform[tuple[()]]):
         super().__init__()
         self.size = check_size(size)
 
-    def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> tuple[()]:
-        """Nothing is random."""
-        return ()
-
-    def apply(self, video: Tensor, params: tuple[()]) -> Tensor:  # type: ignore[override]
-        """Crop; see :meth:`Transform.apply`."""
-        return F.center_crop(video, self.size)
+    def describe(self, params: tuple[()]) -> ops.Program:
+        """Cut every clip alike; see :meth:`Transform.describe`."""
+        return (ops.CenterCrop(self.size),)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result."""
