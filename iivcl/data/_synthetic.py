@@ -43,11 +43,12 @@ def make_synthetic_videos(
 ) -> list[Path]:
     """Write a set of real H.264 mp4 files whose classes are motions.
 
-    The class is the motion alone; everything else is drawn anew for every video, so that neither
-    one frame nor the mean colour gives the class away. Of the kind ``"shapes"``, a bright shape
-    moves over a dim textured background (side to side, circle, spin, ...), and colours, place,
-    size, speed and phase vary. Of the kind ``"figures"``, a person in a room waves, kicks, jumps,
-    bows, ..., and body, clothes, room, speed, the hand and the place and moves of the camera vary.
+    The class is the motion; everything else is drawn anew for every video. Of the kind
+    ``"shapes"``, a bright shape moves over a dim textured background (side to side, circle, spin,
+    ...), and colours, place, size, speed and phase vary, so that neither one frame nor the mean
+    colour gives the class away. Of the kind ``"figures"``, a person in a room waves, kicks, jumps,
+    bows, ..., and body, clothes, room, speed, the hand and the place and moves of the camera vary;
+    a pose says something of its motion, as it does in real videos.
 
     Video ``i`` is take ``i % takes`` of group ``i // takes``; the groups go round the classes. What
     it shows depends on ``seed``, ``i``, ``takes`` and its class alone. ``root/manifest.csv`` lists
