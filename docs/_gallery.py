@@ -96,7 +96,12 @@ def curve(bar: str) -> None:
         sorted({int(s): (int(s), float(d), float(p)) for s, d, p in shown}.values())
     ).T
     smooth = np.convolve(purity, np.ones(9) / 9, mode="valid")
-    plt.rcParams |= {"svg.hashsalt": "iivcl", "text.color": "#888", "font.size": 13}
+    plt.rcParams |= {
+        "svg.hashsalt": "iivcl",
+        "svg.fonttype": "none",
+        "text.color": "#888",
+        "font.size": 13,
+    }
     figure, axis = plt.subplots(figsize=(5.2, 2.4), layout="constrained")
     axis.plot(steps, purity, color="#2f6fd8", alpha=0.25, linewidth=1)
     axis.plot(steps[4:-4], smooth, color="#2f6fd8", linewidth=2.5)
