@@ -3,6 +3,7 @@
 Every encoder maps ``(B, 3, T, H, W)`` to ``(B, feature_dim)``.
 """
 
+from ._adapter import as_encoder
 from ._encoder import VideoEncoder
 from ._heads import PredictionHead, ProjectionHead
 from ._resnet import VideoResNet
@@ -19,6 +20,7 @@ __all__ = [
     "SplitBatchNorm",
     "VideoEncoder",
     "VideoResNet",
+    "as_encoder",
     "load_weights",
     "mc3_18",
     "mvit_v2_s",

@@ -1,0 +1,128 @@
+"""Encoders of other libraries: any module that takes clips or frames, as an encoder of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from iivcl._checks import check_at_least, check_choice
+from iivcl.backbones._encoder import VideoEncoder, with_mean
+
+__all__ = ["as_encoder"]
+
+Layout = Literal["BCTHW", "BTCHW", "BCHW"]
+
+
+def as_encoder(
+    module: nn.Module,
+    *,
+    feature_dim: int,
+    strides: tuple[int, int],
+    layout: Layout = "BCTHW",
+    pool: Literal["mean", "first"] = "mean",
+    prefix_tokens: int = 0,
+    in_channels: int = 3,
+) -> VideoEncoder:
+    """Make any module that takes clips or frames an encoder of this library.
+
+    The module returns, by itself, as ``last_hidden_state`` or as the first of a tuple, one of
+
+    - a vector per clip or frame, ``(N, feature_dim)``;
+    - a map, ``(N, feature_dim, ..., H', W')`` or with the channels last;
+    - tokens, ``(N, L, feature_dim)``, in the order of time, rows, columns.
+
+    Args:
+        module: Without its classifier.
+        feature_dim: Channels of what it returns.
+        strides: Input frames and input pixels per cell of its map, or per token: 2 and 16 for
+            VideoMAE, 1 and 32 for an image ResNet.
+        layout: What it takes: ``"BCTHW"`` or ``"BTCHW"`` clips, or frames, ``"BCHW"``. Frames are
+            encoded one by one, and their features averaged over time.
+        pool: How a map or tokens become one vector: their ``"mean"``, or the ``"first"`` token.
+        prefix_tokens: Tokens before those of the map, as of the class.
+        in_channels: Channels C of the video.
+
+    Returns:
+        An encoder whose state dict has the module's under ``module.``.
+
+    Raises:
+        ValueError: An option is unknown or out of range; and when it is called, the module's
+            output is none of the above.
+
+    Example:
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> network = resnet18()
+        >>> network.fc = torch.nn.Identity()
+        >>> encoder = as_encoder(network, feature_dim=512, strides=(1, 32), layout="BCHW")
+        >>> encoder(torch.rand(2, 3, 4, 32, 32)).shape
+        torch.Size([2, 512])
+    """
+    check_choice("layout", layout, ("BCTHW", "BTCHW", "BCHW"))
+    check_choice("pool", pool, ("mean", "first"))
+    check_at_least(1, feature_dim=feature_dim, in_channels=in_channels)
+    check_at_least(1 if pool == "first" else 0, prefix_tokens=prefix_tokens)
+    if layout == "BCHW" and strides[0] != 1:
+        raise ValueError(f"`strides` of frames must begin with 1; got {strides}")
+    encoder = _Adapted(feature_dim=feature_dim, strides=strides, in_channels=in_channels)
+    encoder.module, encoder.layout = module, layout
+    encoder.pool, encoder.prefix_tokens = pool, prefix_tokens
+    return encoder
+
+
+class _Adapted(VideoEncoder):
+    module: nn.Module
+    layout: Layout
+    pool: str
+    prefix_tokens: int
+
+    def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        clips = len(video)
+        inputs = {
+            "BCTHW": "b c t h w -> b c t h w",
+            "BTCHW": "b c t h w -> b t c h w",
+            "BCHW": "b c t h w -> (b t) c h w",
+        }[self.layout]
+        output = _first_tensor(self._run(self.module, rearrange(video, inputs)))
+        cells = self._as_map(output, video.shape[2:])
+        if self.layout == "BCHW":
+            cells = rearrange(cells, "(b t) f 1 h w -> b f t h w", b=clips)
+        if self.pool == "mean":
+            return with_mean(cells)
+        if output.ndim != 3:
+            raise ValueError(
+                f"`pool` 'first' takes a token; the module gives {tuple(output.shape)}"
+            )
+        return cells, output[:, 0].view(clips, -1, self.feature_dim).mean(dim=1)
+
+    def _as_map(self, output: Tensor, size: Sequence[int]) -> Tensor:
+        """Bring what the module returns to ``(N, F, T', H', W')``."""
+        if output.ndim == 3:
+            t = 1 if self.layout == "BCHW" else size[0] // self.strides[0]
+            h, w = (pixels // self.strides[1] for pixels in size[1:])
+            if output.shape[1] != self.prefix_tokens + t * h * w:
+                raise ValueError(
+                    "`strides` and `prefix_tokens` must tell the tokens, of which the module gives "
+                    f"{output.shape[1]}; got {t} x {h} x {w} cells and {self.prefix_tokens} more"
+                )
+            tokens = output[:, self.prefix_tokens :]
+            output = rearrange(tokens, "n (t h w) f -> n f t h w", t=t, h=h, w=w)
+        elif output.shape[1] != self.feature_dim:
+            output = output.movedim(-1, 1)
+        if output.ndim not in (2, 4, 5) or output.shape[1] != self.feature_dim:
+            raise ValueError(
+                "the module must give vectors, a map or tokens with `feature_dim` "
+                f"{self.feature_dim}; got {tuple(output.shape)}"
+            )
+        if output.ndim == 2:
+            return output[:, :, None, None, None]
+        return output.unsqueeze(2) if output.ndim == 4 else output
+
+
+def _first_tensor(output: Any) -> Tensor:
+    output = getattr(output, "last_hidden_state", output)
+    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
+    return tensor
