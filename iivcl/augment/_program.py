@@ -17,7 +17,7 @@ from iivcl._checks import check_shape
 from iivcl.augment._arguments import check_channels, check_mask, check_numbers, check_statistics
 
 __all__ = ["Blend", "Blur", "Call", "CenterCrop", "Choose", "Flip", "Gray", "Hue", "InOrder"]
-__all__ += ["Normalize", "OnFrames", "Program", "Resample", "ResizeShortSide", "Solarize"]
+__all__ += ["Layout", "Normalize", "OnFrames", "Program", "Resample", "ResizeShortSide", "Solarize"]
 __all__ += ["ToFloat", "Where", "check_layout", "check_program", "map_tensors"]
 __all__ += ["short_side_size", "split_clips", "tensors_of"]
 
@@ -36,6 +36,13 @@ class Normalize(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    dtype: torch.dtype | None = None  # of the result, by default that of the video
+
+
+class Layout(NamedTuple):
+    """Put the axes in an order in memory."""
+
+    memory_format: torch.memory_format
 
 
 class Resample(NamedTuple):
