@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from iivcl.backbones import VideoEncoder, as_encoder, load_weights
+from iivcl.backbones import VideoEncoder, as_encoder, inflate, load_weights
 from iivcl.momentum import momentum_copy, momentum_update_
 
 VIDEO = (2, 3, 4, 32, 32)
@@ -166,6 +166,54 @@ def test_weights_of_an_adapted_module_load(tmp_path: Path) -> None:
     report = load_weights(other, tmp_path / "own.pth")
     assert report == ([], ["model.1.weight", "model.1.bias"], "model.0.")
     torch.testing.assert_close(dict(other.state_dict()), dict(encoder.state_dict()))
+
+
+@pytest.mark.parametrize("frames", [1, 3, 5])
+def test_inflated_weights_give_at_first_what_each_frame_gives(frames: int) -> None:
+    network = torchvision.models.resnet18().eval()
+    trunk = nn.Sequential(*list(network.children())[:-2])
+    state = {name: value.clone() for name, value in trunk.state_dict().items()}
+    options = {"feature_dim": 512, "strides": (1, 32)}
+    video = torch.randn(2, 3, 5, 64, 64)
+    with torch.no_grad():
+        flat = as_encoder(trunk, layout="BCHW", **options).features(video)
+        deep = as_encoder(inflate(trunk, frames=frames), **options).eval()
+        torch.testing.assert_close(deep.features(video), flat, rtol=1e-4, atol=1e-4)
+        vectors = inflate(nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten()))(video)
+        torch.testing.assert_close(vectors, flat.mean(dim=(2, 3, 4)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dict(trunk.state_dict()), state)  # the network itself is as it was
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, padding="same", groups=2),
+        nn.Conv2d(4, 6, (1, 3), (2, 1), (0, 2), (1, 2), padding_mode="circular"),
+        nn.Conv2d(4, 6, 3, padding="valid", bias=False),
+        nn.Conv2d(4, 6, 1),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d((2, 3), ceil_mode=True, count_include_pad=False),
+        nn.AdaptiveAvgPool2d((None, 2)),
+    ],
+    ids=repr,
+)
+def test_every_layer_gives_at_first_what_it_gives_of_each_frame(layer: nn.Module) -> None:
+    video = torch.randn(2, 4, 3, 9, 10)
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        video = video[:, :, :1]  # which pools over time as well
+    expected = torch.stack([layer(frame) for frame in video.unbind(2)], dim=2)
+    torch.testing.assert_close(inflate(layer)(video), expected)
+
+
+def test_inflated_weights_take_gradients_in_every_frame() -> None:
+    layer = inflate(nn.Conv2d(2, 3, 3, padding=1, bias=False))
+    layer(torch.randn(2, 2, 4, 8, 8)).square().sum().backward()
+    assert (layer.weight.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).all()
+
+
+def test_an_even_number_of_frames_has_no_middle() -> None:
+    with pytest.raises(ValueError, match=r"^`frames` must be odd; got 2$"):
+        inflate(nn.Conv2d(2, 3, 3), frames=2)
 
 
 IDENTITY = nn.Identity()

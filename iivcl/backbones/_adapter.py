@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from iivcl._checks import check_at_least, check_choice
 from iivcl.backbones._encoder import VideoEncoder, with_mean
 
-__all__ = ["as_encoder"]
+__all__ = ["as_encoder", "inflate"]
 
 Layout = Literal["BCTHW", "BTCHW", "BCHW"]
 
@@ -126,3 +128,83 @@ def _first_tensor(output: Any) -> Tensor:
     output = getattr(output, "last_hidden_state", output)
     tensor: Tensor = output if isinstance(output, Tensor) else output[0]
     return tensor
+
+
+def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
+    """Return a copy of an image network whose layers take clips, (N, C, T, H, W).
+
+    The weights of a 2D kernel become the middle frame of a 3D one, which is 0 elsewhere: at first
+    the copy gives what the network gives of each frame, and training fills in the rest.
+
+    Args:
+        module: Of convolutions, batch norms and pools; its own code must work on clips.
+        frames: Odd number of frames of the kernels that look beyond one pixel; others take one.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: ``frames`` is even or below 1.
+
+    Example:
+        >>> import torch
+        >>> network = inflate(torch.nn.Conv2d(3, 8, 3, padding=1), frames=3)
+        >>> network(torch.rand(2, 3, 4, 16, 16)).shape
+        torch.Size([2, 8, 4, 16, 16])
+
+    Source:
+        Feichtenhofer et al., "Spatiotemporal Residual Networks for Video Action Recognition",
+        arXiv 1611.02155; the mean over frames instead of the middle one: Carreira and Zisserman,
+        arXiv 1705.07750.
+    """
+    check_at_least(1, frames=frames)
+    if frames % 2 == 0:
+        raise ValueError(f"`frames` must be odd; got {frames}")
+    return _inflated(copy.deepcopy(module), frames)
+
+
+def _inflated(module: nn.Module, frames: int) -> nn.Module:
+    if isinstance(module, nn.Conv2d):
+        return _inflated_convolution(module, frames)
+    if isinstance(module, nn.BatchNorm2d):
+        module.__class__ = nn.BatchNorm3d  # type: ignore[assignment]  # of the same state
+    elif isinstance(module, nn.MaxPool2d):
+        kernel, stride = _deep(1, module.kernel_size), _deep(1, module.stride)
+        padding, dilation = _deep(0, module.padding), _deep(1, module.dilation)
+        return nn.MaxPool3d(kernel, stride, padding, dilation, ceil_mode=module.ceil_mode)
+    elif isinstance(module, nn.AvgPool2d):
+        kernel, stride = _deep(1, module.kernel_size), _deep(1, module.stride)
+        rest = (module.ceil_mode, module.count_include_pad, module.divisor_override)
+        return nn.AvgPool3d(kernel, stride, _deep(0, module.padding), *rest)
+    elif isinstance(module, nn.AdaptiveAvgPool2d):
+        return nn.AdaptiveAvgPool3d(_deep(1, module.output_size))
+    for name, child in module.named_children():
+        setattr(module, name, _inflated(child, frames))
+    return module
+
+
+def _inflated_convolution(flat: nn.Conv2d, frames: int) -> nn.Conv3d:
+    frames = frames if max(flat.kernel_size) > 1 else 1
+    padding: Any = 0 if flat.padding == "valid" else flat.padding
+    deep = nn.Conv3d(
+        flat.in_channels,
+        flat.out_channels,
+        _deep(frames, flat.kernel_size),
+        _deep(1, flat.stride),
+        padding if padding == "same" else _deep(frames // 2, padding),
+        _deep(1, flat.dilation),
+        flat.groups,
+        bias=flat.bias is not None,
+        padding_mode=flat.padding_mode,
+        device=flat.weight.device,
+        dtype=flat.weight.dtype,
+    )
+    with torch.no_grad():
+        deep.weight.zero_()[:, :, frames // 2] = flat.weight
+    deep.bias = flat.bias
+    return deep
+
+
+def _deep(first: int, size: Any) -> tuple[int, int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return first, height, width
