@@ -6,13 +6,16 @@ makes a GPU wait, and all of them trace through ``torch.compile(fullgraph=True)`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from iivcl import _engine
 
 
-def check_shape(name: str, tensor: Tensor, pattern: str, **sizes: tuple[int, str]) -> None:
+def check_shape(name: str, tensor: Any, pattern: str, **sizes: tuple[int, str]) -> None:
     """Check the number of axes of ``tensor`` and the sizes that are already known.
 
     Args:
@@ -25,6 +28,7 @@ def check_shape(name: str, tensor: Tensor, pattern: str, **sizes: tuple[int, str
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"`{name}` must be a tensor of shape ({_join(axes)}); got {type(tensor).__name__}"
+            + (f". Make one with `torch.as_tensor({name})`" if hasattr(tensor, "__len__") else "")
         )
     fits = tensor.ndim == len(axes) and all(
         axis not in sizes or size == sizes[axis][0]
@@ -35,8 +39,10 @@ def check_shape(name: str, tensor: Tensor, pattern: str, **sizes: tuple[int, str
             f"{axis}={sizes[axis][0]} (from `{sizes[axis][1]}`)" for axis in axes if axis in sizes
         ]
         where = f" with {', '.join(known)}" if known else ""
+        channels = (sizes["C"][0],) if "C" in sizes else (3,)
         raise ValueError(
             f"`{name}` must have shape ({_join(axes)}){where}; got {tuple(tensor.shape)}"
+            + (layout_hint(tensor.shape, channels) if name == "video" else "")
         )
 
 
@@ -82,15 +88,32 @@ def check_mask(name: str, mask: Tensor | None, pattern: str, **sizes: tuple[int,
         raise TypeError(f"`{name}` must be a bool tensor; got {mask.dtype}")
 
 
+def layout_hint(shape: Sequence[int], channels: Sequence[int] = (3,)) -> str:
+    """Say how clips of this shape become (B, C, T, H, W), where that can be guessed."""
+    steps = {4: "For a single clip, add the axis B with `video[None]`"}
+    if len(shape) == 5:
+        if shape[1] == 1:
+            steps[5] = "Expand gray clips to 3 channels with `video.expand(-1, 3, -1, -1, -1)`"
+        elif shape[2] in channels:
+            steps[5] = "For (B, T, C, H, W), use `video.permute(0, 2, 1, 3, 4)`"
+        elif shape[4] in channels:
+            steps[5] = "For (B, T, H, W, C), use `video.permute(0, 4, 1, 2, 3)`"
+    return f". {steps[len(shape)]}" if len(shape) in steps else ""
+
+
 def check_at_least(least: int, **values: int) -> None:
-    """Check Python numbers, given by the names of their arguments."""
+    """Check Python integers, given by the names of their arguments."""
     for name, value in values.items():
+        if not hasattr(value, "__index__"):
+            raise TypeError(f"`{name}` must be an integer; got {value!r}")
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}; got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Check that a Python number is above zero."""
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"`{name}` must be a number; got {value!r}")
     if not value > 0:
         raise ValueError(f"`{name}` must be above 0; got {value}")
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from iivcl.augment import functional as F
-from iivcl.augment.functional import _separable
+from iivcl.augment._batched import COMPILED
+from iivcl.augment._program import Hue, Resample
+from iivcl.augment._reference import REFERENCE, Engine, resample, run
 
 BILINEAR = InterpolationMode.BILINEAR
 SHAPES = [(4, 3, 5, 24, 31), (2, 3, 1, 17, 19), (1, 3, 2, 16, 16)]
@@ -63,16 +65,15 @@ def test_color_equals_torchvision(name: str, shape: tuple[int, ...], dtype: torc
     assert_equal_to(ours(video, amount), loop(video, theirs, amount))
 
 
-@pytest.mark.parametrize("compiling", [False, True])  # clip by clip, and all clips at once
-def test_hue_is_that_of_colorsys(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", [None, REFERENCE, COMPILED], ids=["lazy", "reference", "graph"])
+def test_hue_is_that_of_colorsys(engine: Engine | None) -> None:
     """On every side of the colour wheel, at its corners and beyond, for every kind of shift."""
     shifts = torch.tensor([-3, -2, -1, 0, 1, 2, 3], dtype=torch.float64) / 6  # to a corner
     shifts = torch.cat([shifts, shifts[:-1] + 1 / 24, shifts[1:] - 1 / 24])
     levels = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0], dtype=torch.float64)
     colors = torch.cartesian_prod(levels, levels, levels)  # (N, 3), ties included
     video = colors.T.reshape(1, 3, 1, 1, -1).expand(len(shifts), -1, -1, -1, -1)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    turned = F.adjust_hue(video, shifts)
+    turned = run((Hue(shifts),), video, engine) if engine else F.adjust_hue(video, shifts)
     for shift, clip in zip(shifts.tolist(), turned, strict=True):
         for color, result in zip(colors.tolist(), clip.view(3, -1).T.tolist(), strict=True):
             hue, saturation, value = colorsys.rgb_to_hsv(*color)
@@ -142,14 +143,12 @@ def test_crop_resize_equals_torchvision(dtype: torch.dtype, size: int | tuple[in
     assert_equal_to(F.crop_resize(video, boxes, size), loop(video, resized_crop, boxes))
 
 
-def test_resizing_in_float16_stays_within_one_gray_level(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resizing_in_float16_stays_within_one_gray_level() -> None:
     """What uint8 clips go through on a GPU, run here."""
     video = make_video((4, 3, 3, 64, 85), torch.uint8)
     boxes = torch.tensor([[0, 0, 64, 85], [3, 5, 16, 9], [20, 30, 40, 50], [1, 2, 50, 50]])
     expected = F.crop_resize(video, boxes, 40)
-    monkeypatch.setattr(_separable, "_dtype_of_products", lambda video: torch.float16)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert_equal_to(F.crop_resize(video, boxes, 40), expected)
+    assert_equal_to(resample(video, Resample(boxes, (40, 40)), torch.float16), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -206,13 +205,14 @@ BAD_INPUTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: F.adjust_hue(VIDEO[0], ONES),
         ValueError,
-        "`video` must have shape (B, C, T, H, W); got (3, 4, 8, 10)",
+        "`video` must have shape (B, C, T, H, W); got (3, 4, 8, 10). "
+        "For a single clip, add the axis B with `video[None]`",
     ),
     (
         lambda: F.adjust_contrast(VIDEO.transpose(1, 2), ONES),
         ValueError,
         "`video` must have 1 or 3 channels; got 4 in shape (2, 4, 3, 8, 10), "
-        "read as (B, C, T, H, W)",
+        "read as (B, C, T, H, W). For (B, T, C, H, W), use `video.permute(0, 2, 1, 3, 4)`",
     ),
     (
         lambda: F.to_float(VIDEO.long()),
@@ -279,7 +279,8 @@ BAD_INPUTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: F.normalize(VIDEO, mean=[0.5], std=[0.5]),
         ValueError,
-        "`mean` and `std` must have one number for each of the 3 channels of `video`; got 1 and 1",
+        "`mean` and `std` must have one number for each of the 3 channels of `video`; got 1 and "
+        "1, and `video` of shape (2, 3, 4, 8, 10), read as (B, C, T, H, W)",
     ),
     (
         lambda: F.normalize(VIDEO, mean=[0.5] * 3, std=[0.5, 0, 1]),

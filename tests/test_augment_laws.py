@@ -28,8 +28,12 @@ from iivcl.augment import (
     ResizeShortSide,
     ToFloat,
     Transform,
-    _jitter_batched,
+    _lazy,
 )
+from iivcl.augment._batched import BATCHED, COMPILED
+from iivcl.augment._program import Program
+from iivcl.augment._reference import run
+from iivcl.augment._transform import program_of
 
 REGISTRY: dict[str, Callable[[], Transform[Any]]] = {
     "RandomResizedCrop": lambda: RandomResizedCrop(13, scale=(0.2, 0.766)),
@@ -55,6 +59,11 @@ REGISTRY: dict[str, Callable[[], Transform[Any]]] = {
     "rho_moco": lambda: augment.rho_moco(20),
 }
 EVERY = pytest.mark.parametrize("transform", [f() for f in REGISTRY.values()], ids=list(REGISTRY))
+ENGINES: dict[str, Callable[[Program, Tensor], Tensor]] = {
+    "on the CPU": _lazy.run,
+    "on a GPU": lambda program, video: run(program, video, BATCHED),
+    "in a graph": lambda program, video: run(program, video, COMPILED),
+}
 DTYPES = pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=["uint8", "float32"])
 
 
@@ -183,59 +192,38 @@ def test_shapes(transform: Transform[Any], shape: tuple[int, ...], dtype: torch.
     assert out.dtype in (dtype, torch.float32)
 
 
+def steps_of(transform: Transform[Any], params: Any) -> list[tuple[Transform[Any], Any]]:
+    together = isinstance(transform, Compose)
+    return list(zip(transform, params, strict=True)) if together else [(transform, params)]
+
+
 @EVERY
 @DTYPES
-def test_batched_form_equals_the_form_for_the_cpu(
-    transform: Transform[Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_engines_compute_the_same(
+    transform: Transform[Any], dtype: torch.dtype, engine: str
 ) -> None:
-    """On accelerators all clips go through at once, masked: the same code path, run here."""
+    """One step at a time: colours amplify a gray level that was rounded to the other side."""
     video = make_video(6, 3, 4, 21, 25, dtype=dtype)
-    params = transform.make_params(video)
-    steps = list(transform) if isinstance(transform, Compose) else [transform]
-    # One step at a time, since colours amplify a gray level that was rounded to the other side.
-    for step, own in zip(steps, params if len(steps) > 1 else [params], strict=True):
-        expected = step.apply(video, own)
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.compiler, "is_compiling", lambda: True)
-            actual = step.apply(video, own)
+    for step, params in steps_of(transform, transform.make_params(video)):
+        program = program_of(step, params)
+        expected, actual = run(program, video), ENGINES[engine](program, video)
         assert actual.dtype == expected.dtype
         atol = 1 if expected.dtype == torch.uint8 else 2e-5
         torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=atol)
         video = expected
 
 
-@EVERY
-@DTYPES
-@pytest.mark.parametrize("compiling", [False, True])
-def test_channels_may_lie_apart(
-    transform: Transform[Any], dtype: torch.dtype, compiling: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The form that pipelines take when they are compiled."""
-    video = make_video(6, 3, 4, 21, 25, dtype=dtype)
-    params = transform.make_params(video)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    expected = transform.apply(video, params)
-    for parts in ([video], list(video.split(1, dim=1))):
-        actual = torch.cat(list(transform._apply_to_parts(parts, params)), dim=1)
-        assert_same(actual, expected)
-
-
 @DTYPES
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("compiling", [False, True])
-def test_jitter_of_a_whole_batch_equals_clip_by_clip(
-    compiling: bool, channels: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In all 24 orders, with one pass ahead for the mean gray level and without."""
+@pytest.mark.parametrize("engine", ENGINES)
+def test_jitter_in_every_order(engine: str, channels: int, dtype: torch.dtype) -> None:
     video = make_video(24, channels, 2, 9, 11, dtype=dtype)
     jitter = ColorJitter(brightness=0.6, contrast=0.6, saturation=0.6, hue=0.5)
     params = jitter.make_params(video)
     params = params._replace(order=torch.tensor(list(itertools.permutations(range(4)))))
-    expected = jitter.apply(video, params)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    amounts = torch.stack(params[:4], dim=1)
-    planes = _jitter_batched.jitter(video.split(1, dim=1), amounts, params.order)
-    actual = torch.cat(planes, dim=1)
+    program = jitter.describe(params)
+    actual, expected = ENGINES[engine](program, video), run(program, video)
     assert actual.dtype == dtype
     atol = 1 if dtype == torch.uint8 else 2e-5
     torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=atol)

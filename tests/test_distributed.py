@@ -31,6 +31,7 @@ SHARED = ("gather", "shard")
 def jobs(world: int) -> list[tuple[Any, ...]]:
     return [
         (workers.collectives,),
+        (workers.uneven_shuffle,),
         (workers.gather_queue, False),
         (workers.gather_queue, True),
         (workers.local_queue,),
@@ -118,6 +119,17 @@ def test_collectives(world: int, on_ranks: Ranks) -> None:
     everything = [i + 10.0 * r for r in range(world) for i in range(4)]
     assert sorted(shuffled_rows) == everything
     assert shuffled_rows != everything
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_shuffling_batches_of_different_sizes_raises_on_every_rank(
+    world: int, on_ranks: Ranks
+) -> None:
+    message = (
+        f"`tensor` must have the same number of rows on every rank; got {[4, 5] * (world // 2)}. "
+        "Drop the last batch, with drop_last=True in the DataLoader and the sampler"
+    )
+    assert on_ranks(world, workers.uneven_shuffle) == [[message, message]] * world
 
 
 @pytest.mark.parametrize(("world", "uneven"), [(2, False), (2, True), (4, True)])

@@ -199,6 +199,8 @@ def test_bad_input(change: dict[str, object], error: type[Exception], message: s
 
 
 def test_query_that_is_no_tensor() -> None:
-    message = "`query` must be a tensor of shape (B, D); got list"
+    message = (
+        "`query` must be a tensor of shape (B, D); got list. Make one with `torch.as_tensor(query)`"
+    )
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         exact_topk([[1.0]], torch.zeros(1, 1), 1)  # type: ignore[arg-type]

@@ -6,16 +6,15 @@ is stateless: ``make_params`` draws, ``apply`` computes, and calling it does bot
 """
 
 from iivcl.augment import functional
-from iivcl.augment._color import Normalize, RandomGrayscale, RandomSolarize, ToFloat
 from iivcl.augment._compose import Compose, RandomApply
-from iivcl.augment._filters import GaussianBlur
-from iivcl.augment._geometry import (
+from iivcl.augment._crop import (
     CenterCrop,
     RandomHorizontalFlip,
     RandomResizedCrop,
     ResizeShortSide,
 )
 from iivcl.augment._jitter import ColorJitter
+from iivcl.augment._pixel import GaussianBlur, Normalize, RandomGrayscale, RandomSolarize, ToFloat
 from iivcl.augment._presets import cvrl, evaluation, moco_v2, rho_moco
 from iivcl.augment._rand_augment import RandAugment
 from iivcl.augment._transform import Transform

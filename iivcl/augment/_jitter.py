@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from iivcl.augment._jitter_batched import jitter
-from iivcl.augment._lazy import LazyClip
-from iivcl.augment._transform import (
-    Parts,
-    Transform,
-    check_range,
-    draw_uniform,
-    join,
-    planes_of,
-)
-from iivcl.augment.functional import _color_kernels as kernels
-from iivcl.augment.functional._clip import check_unit_range, values_are_free
+from iivcl.augment._arguments import check_range
+from iivcl.augment._program import Blend, Hue, InOrder, Program
+from iivcl.augment._transform import Drawn, Range, Transform, constant
 
 __all__ = ["ColorJitter"]
+
+_ORDERS = tuple(itertools.permutations(range(4)))
 
 
 class ColorJitterParams(NamedTuple):
@@ -73,37 +67,19 @@ class ColorJitter(Transform[ColorJitterParams]):
         bounds = hue if isinstance(hue, tuple) else (-hue, hue)
         self.hue = check_range("hue", bounds, -0.5, 0.5)
 
-    def make_params(
-        self, video: Tensor, generator: torch.Generator | None = None
-    ) -> ColorJitterParams:
-        """Draw factors and order; see :meth:`Transform.make_params`."""
-        return ColorJitterParams(
-            brightness=draw_uniform(video, generator, *self.brightness),
-            contrast=draw_uniform(video, generator, *self.contrast),
-            saturation=draw_uniform(video, generator, *self.saturation),
-            hue=draw_uniform(video, generator, *self.hue),
-            order=draw_uniform(video, generator, columns=4).argsort(dim=1),
-        )
+    def describe(self, params: ColorJitterParams) -> Program:
+        """Blend and turn the hue, in the order of each clip; see :meth:`Transform.describe`."""
+        brightness, contrast, saturation, hue, order = params
+        blends = Blend(brightness, "black"), Blend(contrast, "mean"), Blend(saturation, "gray")
+        return (InOrder(order, tuple((op,) for op in (*blends, Hue(hue)))),)
 
-    def apply(self, video: Tensor, params: ColorJitterParams) -> Tensor:  # type: ignore[override]
-        """Change the colours; see :meth:`Transform.apply`."""
-        check_unit_range(video)
-        if values_are_free(video) and values_are_free(params.order):
-            return _jitter_each(video, params)
-        return join(_jitter_batched(planes_of([video]), params))
+    def _ranges(self) -> Sequence[Range]:
+        return self.brightness, self.contrast, self.saturation, self.hue, (0.0, len(_ORDERS))
 
-    def _apply_to_parts(self, parts: Parts, params: ColorJitterParams) -> Parts:
-        planes = planes_of(parts)
-        if len(planes) not in (1, 3):
-            return super()._apply_to_parts(parts, params)
-        return _jitter_batched(planes, params)
-
-    def _apply_lazily(self, clip: LazyClip, params: ColorJitterParams) -> None:
-        if not clip.is_colored():
-            return super()._apply_lazily(clip, params)
-        operations = (clip.brightness, clip.contrast, clip.saturation, clip.hue)
-        for index in params.order.flatten().tolist():
-            operations[index](params[index].item())
+    def _read(self, drawn: Drawn) -> ColorJitterParams:
+        brightness, contrast, saturation, hue, order = drawn.values.unbind(1)
+        order = constant(_ORDERS, order.long())[order.long()]
+        return ColorJitterParams(brightness, contrast, saturation, hue, order)
 
     def __repr__(self) -> str:
         brightness, contrast, saturation, hue = self._given
@@ -111,27 +87,6 @@ class ColorJitter(Transform[ColorJitterParams]):
             f"ColorJitter(brightness={brightness}, contrast={contrast}, "
             f"saturation={saturation}, hue={hue})"
         )
-
-
-def _jitter_each(video: Tensor, params: ColorJitterParams) -> Tensor:
-    """Clip by clip, so that a clip pays for the four operations of its own order."""
-    amounts = torch.stack(params[:4], dim=1).tolist()
-    out = video.clone()
-    for i, order in enumerate(params.order.tolist()):
-        for index in order:
-            kernels.apply_(_KERNELS[index], out[i : i + 1], amounts[i][index])
-    return out
-
-
-_KERNELS = (kernels.brightness_, kernels.contrast_, kernels.saturation_, kernels.hue)
-
-
-def _jitter_batched(planes: list[Tensor], params: ColorJitterParams) -> list[Tensor]:
-    """All clips at once: on an accelerator, and for a compiler."""
-    device = planes[0].device
-    *each, order = params  # torch 2.4 compiles no slice of a named tuple
-    amounts = torch.stack(each, dim=1).to(device, non_blocking=True)  # (B, 4)
-    return jitter(planes, amounts, order.to(device, non_blocking=True))
 
 
 def _factor_range(name: str, value: float | tuple[float, float]) -> tuple[float, float]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import torch
 import torchvision.transforms.v2.functional as V
 from torch import Tensor
 
-from iivcl._precision import without_autocast
-from iivcl.augment._transform import Transform, draw_uniform
-from iivcl.augment.functional._clip import Rows, check_unit_range, select_clips
+from iivcl.augment._program import Choose, OnFrames, Program
+from iivcl.augment._transform import Drawn, Range, Transform, chance
 
 __all__ = ["RandAugment"]
 
@@ -61,50 +59,47 @@ class RandAugment(Transform[RandAugmentParams]):
         self.num_ops = num_ops
         self.magnitude = magnitude
 
-    def make_params(
-        self, video: Tensor, generator: torch.Generator | None = None
-    ) -> RandAugmentParams:
-        """Draw operations and directions; see :meth:`Transform.make_params`."""
-        op = draw_uniform(video, generator, 0, len(_OPERATIONS), columns=self.num_ops).long()
-        negative = draw_uniform(video, generator, columns=self.num_ops) < 0.5
-        return RandAugmentParams(op.clamp(max=len(_OPERATIONS) - 1), negative)
-
-    def apply(self, video: Tensor, params: RandAugmentParams) -> Tensor:  # type: ignore[override]
-        """Apply the operations; see :meth:`Transform.apply`."""
-        check_unit_range(video)
+    def describe(self, params: RandAugmentParams) -> Program:
+        """Choose operations and directions; see :meth:`Transform.describe`."""
         level = self.magnitude / _STEPS
-        for op, negative in zip(params.op.unbind(1), params.negative.unbind(1), strict=True):
-            for index, (operation, has_two_ways) in enumerate(_OPERATIONS):
-                for sign in (1, -1) if has_two_ways else (1,):
-                    where = op == index
-                    if has_two_ways:
-                        where = where & (negative == (sign == -1))
-                    change = partial(_on_frames, operation=operation, level=sign * level)
-                    video = select_clips("op", where, video, change)
-        return video
+        layers = zip(params.op.unbind(1), params.negative.unbind(1), strict=True)
+        return tuple(Choose(op, _choices(level, negative.long())) for op, negative in layers)
+
+    def _ranges(self) -> Sequence[Range]:
+        return [(0.0, float(len(_OPERATIONS)))] * self.num_ops + [chance(0.5)] * self.num_ops
+
+    def _read(self, drawn: Drawn) -> RandAugmentParams:
+        op, direction = drawn.split([self.num_ops] * 2)
+        return RandAugmentParams(op.values.long(), direction.negative)
 
     def __repr__(self) -> str:
         return f"RandAugment(num_ops={self.num_ops}, magnitude={self.magnitude})"
 
 
-def _on_frames(
-    clips: Tensor, rows: Rows, *, operation: Callable[[Tensor, float], Tensor], level: float
-) -> Tensor:
-    frames = clips.transpose(1, 2).flatten(0, 1)  # (NT, C, H, W), as torchvision has it
-    n, c, t, height, width = clips.shape
-    with without_autocast(clips):
-        frames = operation(frames, level)
-    return frames.view(n, t, c, height, width).transpose(1, 2)
+def _choices(level: float, negative: Tensor) -> tuple[Program, ...]:
+    """One program for each operation; of those with two ways, every clip goes its own."""
+    programs: list[Program] = []
+    for name, (function, has_two_ways) in _OPERATIONS.items():
+        ways = tuple((OnFrames(name, function, way),) for way in (level, -level))
+        programs.append((Choose(negative, ways),) if has_two_ways else ways[0])
+    return tuple(programs)
 
 
-def _affine(frames: Tensor, *, shear: tuple[float, float], shift: tuple[int, int]) -> Tensor:
-    """Shear about the corner, or shift."""
-    degrees = [math.degrees(math.atan(s)) for s in shear]
-    center = [0.0, 0.0] if any(shear) else None
-    moved: Tensor = V.affine(
-        frames, angle=0.0, translate=list(shift), scale=1.0, shear=degrees, center=center
-    )
-    return moved
+def _shear(frames: Tensor, across: float, down: float) -> Tensor:
+    """Shear about the corner."""
+    degrees = [math.degrees(math.atan(slope)) for slope in (across, down)]
+    center = [0.0, 0.0] if across or down else None
+    return _affine(frames, translate=[0, 0], shear=degrees, center=center)
+
+
+def _shift(frames: Tensor, across: float, down: float) -> Tensor:
+    """Shift by a share of the largest translation."""
+    height, width = frames.shape[-2:]
+    pixels = [int(_SHIFT * across * width), int(_SHIFT * down * height)]
+    return _affine(frames, translate=pixels, shear=[0.0, 0.0], center=None)
+
+
+_affine: Callable[..., Tensor] = partial(V.affine, angle=0.0, scale=1.0)
 
 
 def _solarize(frames: Tensor, level: float) -> Tensor:
@@ -115,20 +110,26 @@ def _solarize(frames: Tensor, level: float) -> Tensor:
 
 _SHIFT = 150 / 331  # of the frame: the paper's 150 pixels of an Inception input
 
-# (operation of frames (N, C, H, W) and a level in [-1, 1], whether a level has two ways)
-_OPERATIONS: tuple[tuple[Callable[[Tensor, float], Tensor], bool], ...] = (
-    (lambda x, level: x, False),
-    (lambda x, level: _affine(x, shear=(0.3 * level, 0), shift=(0, 0)), True),
-    (lambda x, level: _affine(x, shear=(0, 0.3 * level), shift=(0, 0)), True),
-    (lambda x, level: _affine(x, shear=(0, 0), shift=(int(_SHIFT * level * x.shape[-1]), 0)), True),
-    (lambda x, level: _affine(x, shear=(0, 0), shift=(0, int(_SHIFT * level * x.shape[-2]))), True),
-    (lambda x, level: V.rotate(x, 30 * level), True),
-    (lambda x, level: V.adjust_brightness(x, 1 + 0.9 * level), True),
-    (lambda x, level: V.adjust_saturation(x, 1 + 0.9 * level), True),
-    (lambda x, level: V.adjust_contrast(x, 1 + 0.9 * level), True),
-    (lambda x, level: V.adjust_sharpness(x, 1 + 0.9 * level), True),
-    (lambda x, level: V.posterize(x, round(8 - 4 * level)), False),
-    (_solarize, False),
-    (lambda x, level: V.autocontrast(x), False),
-    (lambda x, level: V.equalize(x), False),
-)
+# A function of frames (N, C, H, W) and a level in [-1, 1], and whether a level has two ways.
+_OPERATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], bool]] = {
+    "identity": (lambda x, level: x, False),
+    "shear_x": (lambda x, level: _shear(x, 0.3 * level, 0), True),
+    "shear_y": (lambda x, level: _shear(x, 0, 0.3 * level), True),
+    "translate_x": (
+        lambda x, level: _shift(x, level, 0),
+        True,
+    ),
+    "translate_y": (
+        lambda x, level: _shift(x, 0, level),
+        True,
+    ),
+    "rotate": (lambda x, level: V.rotate(x, 30 * level), True),
+    "brightness": (lambda x, level: V.adjust_brightness(x, 1 + 0.9 * level), True),
+    "color": (lambda x, level: V.adjust_saturation(x, 1 + 0.9 * level), True),
+    "contrast": (lambda x, level: V.adjust_contrast(x, 1 + 0.9 * level), True),
+    "sharpness": (lambda x, level: V.adjust_sharpness(x, 1 + 0.9 * level), True),
+    "posterize": (lambda x, level: V.posterize(x, round(8 - 4 * level)), False),
+    "solarize": (_solarize, False),
+    "autocontrast": (lambda x, level: V.autocontrast(x), False),
+    "equalize": (lambda x, level: V.equalize(x), False),
+}

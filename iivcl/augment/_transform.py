@@ -1,38 +1,32 @@
-"""What a transform is, and what all of them need."""
+"""What a transform is, and how it draws."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Generic, TypeVar
+import functools
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from iivcl.augment._lazy import LazyClip
-from iivcl.augment.functional._clip import Rows, check_video
+from iivcl.augment._arguments import check_video
+from iivcl.augment._engine import execute
+from iivcl.augment._program import Call, Program, tensors_of
 
-__all__ = ["Transform"]
+__all__ = ["Drawn", "Range", "Transform", "chance", "constant", "program_of", "read"]
 
 Params = TypeVar("Params")
 
-Parts = Sequence[Tensor]
-"""A video (B, C, T, H, W) in one part or several along its channels."""
+Range = tuple[float, float]
+"""Numbers from the first to below the last."""
 
 
 class Transform(nn.Module, Generic[Params]):
     """Base of all transforms: draw one set of parameters per clip, then apply it to all its frames.
 
-    A subclass gives :meth:`make_params` and :meth:`apply`, and :meth:`output_size` when it changes
-    height or width. Transforms keep no state between calls.
+    A subclass of your own gives :meth:`make_params` and :meth:`apply`, and :meth:`output_size` when
+    it changes height or width. Transforms keep no state between calls.
     """
-
-    _by_channel = False  # whether no channel of the result depends on another channel
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for form in ("_apply_lazily", "_apply_to_parts", "_by_channel"):
-            if "apply" in vars(cls) and form not in vars(cls):  # what it inherits is another's
-                setattr(cls, form, getattr(Transform, form))
 
     def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> Params:
         """Draw the parameters of every clip.
@@ -42,22 +36,40 @@ class Transform(nn.Module, Generic[Params]):
             generator: Source of randomness; by default that of the device of ``video``.
 
         Returns:
-            Tensors whose first axis is B, on the device of ``video``; an empty tuple when nothing
-            is random.
+            Tensors whose first axis is B, on the device of ``video``, in nested tuples; an empty
+            one when nothing is random.
         """
-        raise NotImplementedError
+        return self._read(_draw(self._ranges(), video, generator))
 
     def apply(self, video: Tensor, params: Params) -> Tensor:  # type: ignore[override]
         """Apply parameters that :meth:`make_params` drew.
 
         Args:
             video: (B, C, T, H, W) uint8 or floating.
-            params: What :meth:`make_params` returned.
+            params: What :meth:`make_params` returned, or the same rows of all its tensors.
 
         Returns:
             (B, C, T, H', W').
         """
-        raise NotImplementedError
+        check_video(video)
+        for values in tensors_of(params):
+            if len(values) != len(video):
+                raise ValueError(
+                    f"`params` must hold one entry for each of the {len(video)} clips of `video`; "
+                    f"got {len(values)}"
+                )
+        return execute(self.describe(params), video)
+
+    def describe(self, params: Params) -> Program:
+        """Say what is done to the clips, as a program of operations that prints.
+
+        Args:
+            params: What :meth:`make_params` returned.
+
+        Returns:
+            Operations in the order of their execution.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must have `apply` or `describe`")
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result for frames of this height and width."""
@@ -76,70 +88,77 @@ class Transform(nn.Module, Generic[Params]):
         check_video(video)
         return self.apply(video, self.make_params(video, generator))
 
-    def _apply_lazily(self, clip: LazyClip, params: Params) -> None:
-        """Apply the parameters of one clip, which may compute their effect later."""
-        clip.replace(self.apply(clip.result(), params))
+    def _ranges(self) -> Sequence[Range]:
+        """Ranges of the uniform numbers that a clip takes."""
+        return ()
 
-    def _apply_to_parts(self, parts: Parts, params: Params) -> Parts:
-        """Apply the parameters to a video whose channels may lie apart: the form for a compiler.
-
-        What is done to pixels then stays a chain of arithmetic, which a compiler turns into one
-        pass over memory; a tensor of all channels in between would cut it.
-        """
-        return [self.apply(part, params) for part in (parts if self._by_channel else [join(parts)])]
+    def _read(self, drawn: Drawn) -> Params:
+        """Turn these numbers into parameters."""
+        return ()  # type: ignore[return-value]
 
 
-def draw_uniform(
-    video: Tensor,
-    generator: torch.Generator | None,
-    low: float = 0.0,
-    high: float = 1.0,
-    *,
-    columns: int | None = None,
-) -> Tensor:
-    """Draw (B,) or (B, columns) numbers from [low, high) for the clips of ``video``."""
-    shape = (video.shape[0],) if columns is None else (video.shape[0], columns)
+def program_of(transform: Transform[Any], params: Any) -> Program:
+    """What a transform does; one with an ``apply`` of its own is called."""
+    if type(transform).apply is not Transform.apply:
+        return (Call(transform, params),)
+    return transform.describe(params)
+
+
+# --- drawing -------------------------------------------------------------------------------------
+
+
+class Drawn(NamedTuple):
+    """The random numbers of a batch, one row per clip, of which each transform reads columns."""
+
+    values: Tensor  # (B, n), uniform over the ranges asked for
+    negative: Tensor  # (B, n) bool, whether they are below 0: for the ranges of `chance`
+    video: Tensor  # what the transform will see, but for its values
+    generator: torch.Generator | None
+
+    def split(self, counts: list[int]) -> list[Drawn]:
+        """Deal out the columns."""
+        values, negative = (torch.split(all_of, counts, dim=1) for all_of in self[:2])
+        return [self._replace(values=v, negative=n) for v, n in zip(values, negative, strict=True)]
+
+    def resized(self, height: int, width: int) -> Drawn:
+        """The same for frames of another size, which are a stand-in that holds one number."""
+        one = self.video[..., :1, :1]
+        return self._replace(video=one.expand(*self.video.shape[:-2], height, width))
+
+
+def _draw(ranges: Sequence[Range], video: Tensor, generator: torch.Generator | None) -> Drawn:
+    """Draw all the numbers at once: on a GPU every operation on a few numbers costs a launch."""
     device = video.device if generator is None else generator.device
-    unit = torch.rand(shape, device=device, generator=generator)
-    return (low + (high - low) * unit).to(video.device, non_blocking=True)
+    shape = len(video), len(ranges)
+    unit = torch.rand(shape, device=device, dtype=torch.float32, generator=generator)
+    unit = unit.to(video.device, non_blocking=video.device.type != "cpu")
+    if not ranges:
+        return Drawn(unit, unit.bool(), video, generator)
+    table = constant(tuple((low, high - low) for low, high in ranges), unit)  # (n, 2)
+    values = torch.addcmul(table[:, 0], unit, table[:, 1])
+    return Drawn(values, values < 0, video, generator)
 
 
-def join(parts: Parts) -> Tensor:
-    """Put the parts of a video together."""
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
+def chance(p: float) -> Range:
+    """A range whose numbers are below 0 with probability ``p``."""
+    return -p, 1 - p
 
 
-def planes_of(parts: Parts) -> list[Tensor]:
-    """Take a video apart into its channels, (B, 1, T, H, W) each."""
-    return [plane for part in parts for plane in torch.split(part, 1, dim=1)]
+def read(transform: Transform[Any], drawn: Drawn) -> Any:
+    """Parameters of a transform; one with a ``make_params`` of its own draws them now."""
+    if type(transform).make_params is not Transform.make_params:
+        return transform.make_params(drawn.video, drawn.generator)
+    return transform._read(drawn)
 
 
-def take_clips(params: Any, rows: Rows) -> Any:
-    """Take the parameters of some clips out of nested tuples of (B, ...) tensors."""
-    if isinstance(params, Tensor):
-        return params[rows]
-    return like(params, (take_clips(value, rows) for value in params))
+def constant(values: tuple[Any, ...], like: Tensor) -> Tensor:
+    """Numbers on the device and in the dtype of a tensor, kept there: a copy would make it wait."""
+    if torch.compiler.is_compiling() or type(like) is not Tensor:  # traced, or a fake tensor
+        return torch.tensor(values, dtype=like.dtype, device=like.device)
+    return _kept_constant(values, like.dtype, like.device)
 
 
-def like(params: tuple[Any, ...], values: Iterable[Any]) -> tuple[Any, ...]:
-    """Make a tuple, or a named one, of the kind of ``params``."""
-    return type(params)(*values) if hasattr(params, "_fields") else tuple(values)
-
-
-def check_probability(p: float) -> float:
-    """Return ``p``, or say that it is no probability."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"`p` must be in [0, 1]; got {p}")
-    return p
-
-
-def check_range(
-    name: str, bounds: tuple[float, float], low: float, high: float = float("inf")
-) -> tuple[float, float]:
-    """Return ``bounds`` as two floats, or say that they are reversed or out of [low, high]."""
-    first, last = (float(bound) for bound in bounds)
-    if not low <= first <= last <= high:
-        raise ValueError(
-            f"`{name}` must be (low, high) with {low} <= low <= high <= {high}; got {bounds}"
-        )
-    return first, last
+@functools.lru_cache(maxsize=256)
+def _kept_constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -165,6 +165,12 @@ class IIVCLLoss(nn.Module):
         if key.ndim == 3:
             (key,) = normalize_alike(key)
             key = key.mean(1)
+        rows = queue.placement.rows * queue.placement.row_ranks
+        if self.num_neighbors > rows:
+            raise ValueError(
+                f"`num_neighbors` must be at most {rows}, the rows of the queue; "
+                f"got {self.num_neighbors}"
+            )
         return queue.nearest(key, self.num_neighbors, ids=ids, min_age=self.min_age)
 
     def _terms(

@@ -285,10 +285,10 @@ class MoCoQueue(nn.Module):
         ]
         assign = local_metadata.get("assign_to_params_buffers", False)
         if wrong:  # nothing is loaded rather than half of it
-            error_msgs.append(
-                f"{'; '.join(wrong)}. Build the queue with the checkpoint's size, load it, and "
-                "then call `resize_(size)` to keep the newest rows"
-            )
+            other_dim = "keys" in shapes and shapes["keys"][0][1:] != (self.dim,)
+            resize = "size, load it, and then call `resize_(size)` to keep the newest rows"
+            remedy = "dim; other keys cannot be compared" if other_dim else resize
+            error_msgs.append(f"{'; '.join(wrong)}. Build the queue with the checkpoint's {remedy}")
         elif self.keys.is_meta and not assign:
             error_msgs.append(f"{prefix}keys is on meta, which holds no values; pass assign=True")
         else:

@@ -15,10 +15,10 @@ from iivcl.augment.functional._color import (
     to_float,
     to_grayscale,
 )
-from iivcl.augment.functional._filters import gaussian_blur
-from iivcl.augment.functional._geometry import (
+from iivcl.augment.functional._frame import (
     center_crop,
     crop_resize,
+    gaussian_blur,
     horizontal_flip,
     resize_short_side,
 )

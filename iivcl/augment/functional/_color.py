@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from iivcl.augment.functional import _color_kernels as kernels
-from iivcl.augment.functional._clip import (
-    Rows,
-    check_channels,
-    check_unit_range,
-    check_video,
-    per_clip,
-    select_clips,
-    values_are_free,
-)
+from iivcl.augment import _color_arithmetic as color
+from iivcl.augment import _program as ops
+from iivcl.augment._arguments import check_channels, check_statistics, check_video
+from iivcl.augment._engine import execute
 
 __all__ = [
     "adjust_brightness",
@@ -48,12 +43,9 @@ def to_float(video: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 1, 3)).flatten()
         tensor([0.0000, 0.2000, 1.0000])
     """
-    check_video(video)
     if not dtype.is_floating_point:
         raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
-    if video.is_floating_point():
-        return video.to(dtype)
-    return video.to(torch.promote_types(dtype, torch.float32)).div_(255).to(dtype)
+    return execute((ops.ToFloat(dtype),), video)
 
 
 def normalize(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -76,24 +68,10 @@ def normalize(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> 
         >>> normalize(video, mean=[0.5], std=[0.25]).flatten()
         tensor([-2.,  0.,  2.])
     """
-    check_video(video)
-    if not len(mean) == len(std) == video.shape[1]:
-        raise ValueError(
-            f"`mean` and `std` must have one number for each of the {video.shape[1]} channels of "
-            f"`video`; got {len(mean)} and {len(std)}"
-        )
+    check_statistics(video, mean, std)
     if min(std, default=1.0) <= 0:
         raise ValueError(f"`std` must be above 0; got {tuple(std)}")
-    video = to_float(video, video.dtype if video.is_floating_point() else torch.float32)
-    return (video - _per_channel(mean, video)).div_(_per_channel(std, video))
-
-
-def _per_channel(values: Sequence[float], video: Tensor) -> Tensor | float:
-    """One number, or (C, 1, 1, 1) filled on the device of ``video``: a copy would make it wait."""
-    if len(set(values)) == 1:
-        return values[0]
-    filled = [torch.full((1, 1, 1), v, dtype=video.dtype, device=video.device) for v in values]
-    return torch.stack(filled)
+    return execute((ops.Normalize(tuple(mean), tuple(std)),), video)
 
 
 def adjust_brightness(video: Tensor, factor: Tensor) -> Tensor:
@@ -117,9 +95,7 @@ def adjust_brightness(video: Tensor, factor: Tensor) -> Tensor:
         <BLANKLINE>
                 [[[1.0000]]]])
     """
-    check_unit_range(video)
-    factor = per_clip("factor", factor, video, low=0)
-    return kernels.apply_(kernels.brightness_, video.clone(), factor)
+    return _recolored(video, ops.Blend(factor, "black"))
 
 
 def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
@@ -144,9 +120,7 @@ def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
         >>> adjust_contrast(video, torch.tensor([0.5])).flatten()
         tensor([0.3750, 0.6250])
     """
-    check_unit_range(video)
-    factor = per_clip("factor", factor, video, low=0)
-    return kernels.apply_(kernels.contrast_, video.clone(), factor)
+    return _recolored(video, ops.Blend(factor, "mean"))
 
 
 def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
@@ -171,9 +145,7 @@ def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
         >>> adjust_saturation(video, torch.tensor([0.0])).flatten()
         tensor([0.2989, 0.2989, 0.2989])
     """
-    check_unit_range(video)
-    factor = per_clip("factor", factor, video, low=0)
-    return kernels.apply_(kernels.saturation_, video.clone(), factor)
+    return _recolored(video, ops.Blend(factor, "gray"))
 
 
 def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
@@ -198,14 +170,7 @@ def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
         >>> adjust_hue(red, torch.tensor([0.5])).flatten()
         tensor([0., 1., 1.])
     """
-    check_unit_range(video)
-    each = per_clip("shift", shift, video, low=-0.5, high=0.5)
-    out = video.clone()
-    if not values_are_free(each):
-        return kernels.apply_(kernels.hue, out, each)
-    for clip, amount in zip(out.unsqueeze(1).unbind(), shift.tolist(), strict=True):
-        kernels.apply_(kernels.hue, clip, amount)
-    return out
+    return _recolored(video, ops.Hue(shift))
 
 
 def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
@@ -229,12 +194,7 @@ def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
         >>> to_grayscale(green, torch.tensor([True])).flatten()
         tensor([149, 149, 149], dtype=torch.uint8)
     """
-    check_channels(video)
-
-    def gray(clips: Tensor, rows: Rows) -> Tensor:
-        return kernels.gray_level(clips, kernels.white_of(clips)).to(clips.dtype).expand_as(clips)
-
-    return select_clips("where", where, video, gray)
+    return _recolored(video, ops.Where(where, (ops.Gray(),)))
 
 
 def solarize(video: Tensor, threshold: Tensor) -> Tensor:
@@ -257,6 +217,10 @@ def solarize(video: Tensor, threshold: Tensor) -> Tensor:
         >>> solarize(video, torch.tensor([128])).flatten()
         tensor([  0, 100, 127,   0], dtype=torch.uint8)
     """
-    check_unit_range(video)
-    threshold = per_clip("threshold", threshold, video)
-    return torch.where(video >= threshold, kernels.white_of(video) - video, video)
+    check_video(video)
+    return _recolored(video, ops.Solarize(threshold / color.white_of(video)))
+
+
+def _recolored(video: Tensor, op: Any) -> Tensor:
+    check_channels(video)
+    return execute((op,), video)

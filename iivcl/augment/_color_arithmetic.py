@@ -1,0 +1,112 @@
+"""Arithmetic of colour, on floats and without checks: all the engines compute with it.
+
+A plane holds one channel of the clips, (B, 1, T, H, W), from 0 to ``white``; a video has one or
+three of them. Numbers per clip are (B, 1, 1, 1, 1), or Python's where there is one clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["GRAY", "blend", "gray_level", "hue", "mixed", "per_clip", "weighted_sum", "white_of"]
+
+Planes = Sequence[Tensor]
+
+GRAY = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
+
+
+def white_of(video: Tensor) -> int:
+    """The largest value of a pixel."""
+    return 1 if video.is_floating_point() else 255
+
+
+def per_clip(value: Tensor, like: Tensor) -> Tensor:
+    """Shape one number per clip (B,) so that it multiplies planes."""
+    return value.to(like.dtype).view(-1, 1, 1, 1, 1)
+
+
+def blend(planes: Planes, factor: Tensor, other: str, white: int) -> Planes:
+    """Compute ``factor * plane + (1 - factor) * other``, clamped; ``other`` as in a program."""
+    if other == "black":
+        return [mixed(plane, factor, 0.0, white) for plane in planes]
+    if other == "gray" and len(planes) == 1:
+        return planes
+    level = gray_level(planes, white)
+    level = level if other == "gray" else level.mean((3, 4), keepdim=True)
+    return [mixed(plane, factor, (1 - factor) * level, white) for plane in planes]
+
+
+def mixed(plane: Tensor, keep: Tensor, rest: Tensor | float, white: int) -> Tensor:
+    """Compute ``keep * plane + rest``, clamped."""
+    return (keep * plane + rest).clamp(0, white)
+
+
+def gray_level(planes: Planes, white: int) -> Tensor:
+    """Gray level of the pixels, a whole number where the video is uint8."""
+    if len(planes) == 1:
+        return planes[0]
+    level = weighted_sum(planes, GRAY)
+    return level if white == 1 else level.floor()
+
+
+def weighted_sum(planes: Planes, weights: Sequence[float], out: Tensor | None = None) -> Tensor:
+    """Sum up weighted planes, in ``out`` or fresh memory."""
+    total = torch.mul(planes[0], weights[0], out=out)
+    for plane, weight in zip(planes[1:], weights[1:], strict=True):
+        total.add_(plane, alpha=weight)
+    return total
+
+
+def hue(
+    planes: Planes,
+    shift: Any,
+    white: int,
+    *,
+    outs: Sequence[Tensor | None] = (None, None, None),
+    scratch: Sequence[Tensor | None] = (None, None, None, None),
+) -> Planes:
+    """Turn the hue by a share of the circle, keeping saturation and value of HSV.
+
+    A third of the circle moves every channel one place on: red, green, blue. What is left is at
+    most a sixth either way. Towards the channel ahead, a channel then becomes ``own - ahead -
+    abs(behind - point) + highest``, clamped to [lowest, highest], where ``point`` is ``6 * shift``
+    of the way from lowest to highest. This holds on every side of the colour wheel, so that no
+    hue is ever computed, no case needs a mask and nothing is divided by a chroma of 0. The other
+    way, the channels ahead and behind change places.
+
+    A tensor for ``shift`` chooses between channels by masks, and is not read.
+
+    Args:
+        planes: One or three.
+        shift: Within [-0.5, 0.5].
+        white: The largest value.
+        outs: Where the three results go; by default to fresh memory.
+        scratch: Four planes to compute in, likewise.
+    """
+    if len(planes) == 1:
+        return planes
+    pick: Any = torch.where if isinstance(shift, Tensor) else _pick
+    thirds = (3 * shift + 0.5) // 1
+    left, places = 6 * shift - 2 * thirds, thirds % 3
+    moved = [pick(places == 1, planes[i - 1], planes[i - 2]) for i in range(3)]
+    red, green, blue = own = [pick(places == 0, planes[i], moved[i]) for i in range(3)]
+    lowest = torch.minimum(torch.minimum(red, green, out=scratch[0]), blue, out=scratch[0])
+    highest = torch.maximum(torch.maximum(red, green, out=scratch[1]), blue, out=scratch[1])
+    point = torch.lerp(lowest, highest, abs(left), out=scratch[2])
+    turned = []
+    for i, out in enumerate(outs):
+        ahead = pick(left < 0, own[i - 1], own[i - 2])
+        behind = pick(left < 0, own[i - 2], own[i - 1])
+        distance = torch.sub(behind, point, out=scratch[3]).abs_()
+        value = torch.sub(own[i], ahead, out=out).sub_(distance).add_(highest)
+        turned.append(torch.clamp(value, lowest, highest, out=out))
+    # Of uint8, equal bins of [0, 256) once they are rounded down.
+    return turned if white == 1 else [plane * ((256 - 1e-3) / 255) for plane in turned]
+
+
+def _pick(first: bool, one: Tensor, other: Tensor) -> Tensor:
+    return one if first else other
