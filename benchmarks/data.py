@@ -28,7 +28,7 @@ import torch
 from _measure import environment, number, publish, table
 from torch.utils.data import DataLoader
 
-from iivcl.data import VideoClips, make_synthetic_videos, probe
+from iivcl.data import ClipRecipe, VideoClips, make_synthetic_videos, probe
 
 PREPARE = Path(__file__).parents[1] / "examples" / "prepare_videos.py"
 CLIP = {"num_frames": 8, "stride": 8, "clips_per_video": 2}
@@ -89,7 +89,7 @@ def contenders(originals: list[Path], prepared: list[Path]) -> dict[str, Callabl
     """Ways to read the clips of video i; all but the last two draw the same clips."""
 
     def dataset(paths: list[Path], **options: object) -> VideoClips:
-        return VideoClips(paths, **CLIP, **options)
+        return VideoClips(paths, ClipRecipe(**CLIP, **options))
 
     def decode_everything(i: int) -> list[object]:
         with av.open(str(originals[i])) as container:
@@ -128,7 +128,7 @@ def measure_memory(folder: Path, num_videos: int, epochs: int = 5) -> dict[str, 
     sources = make_synthetic_videos(folder, 50, num_frames=24, size=48)
     missing = folder / "missing.mp4"
     paths = [missing if i % 50 == 7 else sources[i % len(sources)] for i in range(num_videos)]
-    dataset = VideoClips(paths, num_frames=8, stride=2, on_error="substitute")
+    dataset = VideoClips(paths, ClipRecipe(num_frames=8, stride=2), on_error="substitute")
     loader = DataLoader(dataset, batch_size=8, num_workers=2, persistent_workers=True, shuffle=True)
     megabytes = []
     for epoch in range(epochs):

@@ -25,7 +25,7 @@ from _measure import environment, number, publish, table, target_rows
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from iivcl.data import VideoClips, clip_indices, random_clip_starts, read_clips
+from iivcl.data import ClipRecipe, VideoClips, clip_indices, random_clip_starts, read_clips
 
 CLIP = {"num_frames": 8, "stride": 8}
 SHORT_SIDE, SMALL = 128, (128, 170)
@@ -171,7 +171,7 @@ def time_loading(paths: list[str], rounds: int, workers: int) -> Times:
 
 def time_overhead(paths: list[str], rounds: int, short_side: int | None) -> list[float]:
     """CPU time of a DataLoader, with its one worker, over that of a plain loop, less one."""
-    dataset = VideoClips(paths, short_side=short_side, **CLIP)
+    dataset = VideoClips(paths, ClipRecipe(short_side=short_side, **CLIP))
     loader = DataLoader(dataset, BATCH, num_workers=1, persistent_workers=True)
     ratios = []
     for turn in range(-1, rounds):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ._checks import check_floating, check_ids, check_same_device, check_shape
-from .queues import Neighbors
+from iivcl._checks import check_embeddings, check_ids, check_same_device, check_shape, unit_rows
+from iivcl.queues import Neighbors
 
 __all__ = [
     "effective_rank",
@@ -33,7 +32,7 @@ def embedding_std(embeddings: Tensor) -> Tensor:
         embeddings: ``(B, D)``.
 
     Returns:
-        Scalar in [0, ``1 / sqrt(D)``].
+        Scalar in [0, ``1 / sqrt(D)``], NaN when an embedding is not finite.
 
     Example:
         >>> import torch
@@ -46,10 +45,8 @@ def embedding_std(embeddings: Tensor) -> Tensor:
         Chen and He, "Exploring Simple Siamese Representation Learning", arXiv 2011.10566,
         section 4.1.
     """
-    check_shape("embeddings", embeddings, "B D")
-    check_floating("embeddings", embeddings)
-    std: Tensor = F.normalize(embeddings.float(), dim=1).std(dim=0, correction=0)  # (D,)
-    return std.mean()
+    check_embeddings("embeddings", embeddings, "B D")
+    return unit_rows(embeddings).float().std(dim=0, correction=0).mean()  # over D
 
 
 @torch.no_grad()
@@ -66,7 +63,7 @@ def effective_rank(embeddings: Tensor) -> Tensor:
         embeddings: ``(B, D)``; take B well above D, for the result cannot exceed either.
 
     Returns:
-        Scalar in [1, min(B, D)], NaN when all embeddings are 0.
+        Scalar in [1, min(B, D)], NaN when all embeddings are 0 or one is not finite.
 
     Example:
         >>> import torch
@@ -77,9 +74,11 @@ def effective_rank(embeddings: Tensor) -> Tensor:
         Roy and Vetterli, "The effective rank", EUSIPCO 2007; Garrido et al., "RankMe",
         arXiv 2210.02885.
     """
-    check_shape("embeddings", embeddings, "B D")
-    check_floating("embeddings", embeddings)
-    sigma = torch.linalg.svdvals(embeddings.float())  # (min(B, D),)
+    check_embeddings("embeddings", embeddings, "B D")
+    if not embeddings.isfinite().all():
+        return torch.full((), torch.nan, dtype=torch.float32, device=embeddings.device)
+    x = unit_rows(embeddings.flatten()).view_as(embeddings)  # any length gives the same p
+    sigma = torch.linalg.svdvals(x.float())  # (min(B, D),)
     p = sigma / sigma.sum()
     entropy: Tensor = torch.special.entr(p).sum()
     return entropy.exp()
@@ -96,10 +95,11 @@ def neighbor_purity(neighbors: Neighbors, queue_labels: Tensor, labels: Tensor) 
         neighbors: As found by ``NNSupportQueue.nearest``, B queries with k neighbours each.
         queue_labels: ``(K,)`` integers, the class of every row of the queue. Keep them in step
             with the queue by its ids: ``labels_of_video[queue.ids]``.
-        labels: ``(B,)`` integers, the class of every query.
+        labels: ``(B,)`` integers, the class of every query. Pairs with a label of -1, unknown, on
+            either side do not count.
 
     Returns:
-        Scalar in [0, 1] over the valid neighbours, NaN when none is valid.
+        Scalar in [0, 1] over the valid neighbours that count, NaN when none does.
 
     Example:
         >>> import torch
@@ -125,10 +125,11 @@ def self_match_rate(neighbors: Neighbors, queue_ids: Tensor, ids: Tensor) -> Ten
     Args:
         neighbors: As found by ``NNSupportQueue.nearest``, B queries with k neighbours each.
         queue_ids: ``(K,)`` integers, ``queue.ids``.
-        ids: ``(B,)`` integers, the video of every query.
+        ids: ``(B,)`` integers, the video of every query. Pairs with an id of -1, unknown, on
+            either side do not count.
 
     Returns:
-        Scalar in [0, 1] over the valid neighbours, NaN when none is valid.
+        Scalar in [0, 1] over the valid neighbours that count, NaN when none does.
 
     Example:
         >>> import torch
@@ -165,7 +166,7 @@ def neighbor_age(neighbors: Neighbors, ages: Tensor) -> Tensor:
         >>> neighbor_age(neighbors, torch.tensor([1, 2, 4]))
         tensor(2.5000)
     """
-    return _mean_over_valid(_look_up("ages", ages, neighbors), neighbors)
+    return _mean_where(neighbors.valid, _look_up("ages", ages, neighbors))
 
 
 def _match_rate(
@@ -173,19 +174,18 @@ def _match_rate(
 ) -> Tensor:
     check_ids(name, values, len(neighbors.indices), "neighbors")
     check_same_device(name, values, "neighbors", neighbors.indices)
-    match = _look_up(bank_name, bank, neighbors) == values[:, None]  # (B, k)
-    return _mean_over_valid(match, neighbors)
+    found, own = _look_up(bank_name, bank, neighbors), values.long()[:, None]  # (B, k), (B, 1)
+    return _mean_where(neighbors.valid & (found >= 0) & (own >= 0), found == own)
 
 
 def _look_up(name: str, bank: Tensor, neighbors: Neighbors) -> Tensor:
     """Take the entry of every neighbour, (B, k), from one per row of the queue, (K,)."""
     check_shape(name, bank, "K")
     check_same_device(name, bank, "neighbors", neighbors.indices)
-    return bank[neighbors.indices]
+    return bank.long()[neighbors.indices]
 
 
-def _mean_over_valid(values: Tensor, neighbors: Neighbors) -> Tensor:
-    """Average ``values`` (B, k) where the neighbour is valid; 0 / 0 = NaN when none is."""
-    valid = neighbors.valid
-    mean: Tensor = (values * valid).sum().float() / valid.sum()
+def _mean_where(counts: Tensor, values: Tensor) -> Tensor:
+    """Average ``values`` (B, k) over the neighbours that count; 0 / 0 = NaN when none does."""
+    mean: Tensor = (values * counts).sum().float() / counts.sum()
     return mean

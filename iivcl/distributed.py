@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._checks import check_shape
+from iivcl._checks import check_shape
 
 __all__ = ["all_gather_cat", "batch_shuffle", "batch_unshuffle", "rank", "world_size"]
 
@@ -84,6 +84,9 @@ def batch_shuffle(
         The (B, ...) rows dealt to this rank, and the (world x B,) permutation of all rows, which
         `batch_unshuffle` needs.
 
+    Raises:
+        ValueError: B differs between ranks; all of them raise.
+
     Example:
         >>> import torch
         >>> rows, permutation = batch_shuffle(torch.arange(4.0))
@@ -92,7 +95,7 @@ def batch_shuffle(
 
     Source: He et al., Momentum Contrast, arXiv 1911.05722, section 3.3.
     """
-    rows = tensor.shape[0]
+    rows = _rows_of_each(tensor)
     device = generator.device if generator is not None else tensor.device
     permutation = torch.randperm(rows * world_size(), generator=generator, device=device)
     permutation = permutation.to(tensor.device)
@@ -112,13 +115,16 @@ def batch_unshuffle(tensor: Tensor, permutation: Tensor) -> Tensor:
     Returns:
         (B, ...).
 
+    Raises:
+        ValueError: B differs between ranks, or is not that of the permutation; all of them raise.
+
     Example:
         >>> import torch
         >>> rows, permutation = batch_shuffle(torch.arange(4.0))
         >>> batch_unshuffle(2 * rows, permutation)
         tensor([0., 2., 4., 6.])
     """
-    rows = tensor.shape[0]
+    rows = _rows_of_each(tensor)
     check_shape("permutation", permutation, "R", R=(rows * world_size(), "tensor"))
     gathered = all_gather_cat(tensor, sizes=[rows] * world_size())
     return gathered[permutation.argsort()[_own_rows(rows)]]
@@ -128,7 +134,9 @@ def gather_sizes(tensor: Tensor) -> list[int]:
     """Ask every rank for its number of rows."""
     if world_size() == 1:
         return [tensor.shape[0]]
-    own = torch.tensor([tensor.shape[0]], device=tensor.device)
+    # Where the group has a way between CPUs, as by default, no rank waits for its GPU.
+    device = "cpu" if "cpu:" in dist.get_backend_config() else tensor.device
+    own = torch.tensor([tensor.shape[0]], device=device)
     sizes = own.new_empty(world_size())
     _all_gather(sizes, own)
     return [int(size) for size in sizes.tolist()]
@@ -157,6 +165,17 @@ def _all_gather(output: Tensor, tensor: Tensor) -> None:
     # torch 2.14 gave the collective a new name, and warns of the old one.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(output, tensor)
+
+
+def _rows_of_each(tensor: Tensor) -> int:
+    """Ask for B, the same on every rank; where it is not, every rank raises and none waits."""
+    sizes = gather_sizes(tensor)
+    if min(sizes) != max(sizes):
+        raise ValueError(
+            f"`tensor` must have the same number of rows on every rank; got {sizes}. Drop the last "
+            "batch, with drop_last=True in the DataLoader and the sampler"
+        )
+    return sizes[0]
 
 
 def _own_rows(rows: int) -> slice:

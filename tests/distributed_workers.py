@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from iivcl import IIVCLLoss, NNSupportQueue
 from iivcl import distributed as D
-from iivcl.data import TarClips
+from iivcl.data import ClipRecipe, TarClips
 
 DIM = 6
 
@@ -46,6 +46,17 @@ def collectives(rank: int, world: int) -> Any:
     shuffled, permutation = D.batch_shuffle(torch.arange(4.0) + 10 * rank)
     restored = D.batch_unshuffle(shuffled, permutation)
     return D.rank(), D.world_size(), gathered.detach(), rows.grad, shuffled, restored
+
+
+def uneven_shuffle(rank: int, world: int) -> list[str]:
+    rows = torch.zeros(4 + rank % 2)
+    messages = []
+    for function, *arguments in ((D.batch_shuffle,), (D.batch_unshuffle, torch.arange(4 * world))):
+        try:
+            function(rows, *arguments)
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
 
 
 def gather_queue(rank: int, world: int, uneven: bool) -> Any:
@@ -127,6 +138,22 @@ def loss_of_all(
     return out.loss.item(), out.intra.item(), out.inter.item(), module.module.encoder.weight.grad
 
 
+def learned_temperature(rank: int, world: int, distribution: Any, uneven: bool) -> Any:
+    """The gradient of a temperature that is trained inside DDP beside the encoder."""
+    torch.manual_seed(0)
+    module = Step(distribution, 20 // world if distribution == "shard" else 20)
+    module.temperature = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+    fill(module.queue, world, 2)
+    module = DistributedDataParallel(module)
+    inputs, ids = batches(world, 3, uneven)[2][rank]
+    criterion = IIVCLLoss(
+        num_neighbors=3, batch_negatives=True, temperature=module.module.temperature
+    )
+    query, key = module(inputs.double()), inputs.flip(1).double()
+    criterion(query, key, module.module.queue, ids=ids).loss.backward()
+    return module.module.temperature.grad
+
+
 def run_jobs(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[Any]:
     """Several of the above, one after the other."""
     return [worker(rank, world, *arguments) for worker, *arguments in jobs]
@@ -134,5 +161,5 @@ def run_jobs(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[Any]:
 
 def places_in_shards(rank: int, world_size: int, folder: Path) -> list[int]:
     """Read the shards of this rank, whichever the process group says that it is."""
-    dataset = TarClips(folder, batch_size=2, num_frames=4, stride=3, short_side=48)
+    dataset = TarClips(folder, ClipRecipe(num_frames=4, stride=3, short_side=48), batch_size=2)
     return [index for _, index in dataset]

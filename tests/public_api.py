@@ -3,7 +3,7 @@
     python tests/public_api.py
 
 Run it when a name or an argument is added, and commit the difference. A name that was released goes
-only by way of ``iivcl/_deprecation.py``. Signatures are read from the source, so that they are the
+only a year after it was deprecated. Signatures are read from the source, so that they are the
 same under every version of Python and torch.
 """
 

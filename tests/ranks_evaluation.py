@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -31,5 +33,16 @@ def gather_features(rank: int, world_size: int, folder: str) -> None:
         mode: extract_features(nn.Flatten(), loader, device="cpu", distributed=mode)
         for mode in ("local", "gather")
     }
-    torch.save({mode: tuple(f) for mode, f in found.items()}, f"{folder}/{rank}.pt")
+    results: dict[str, Any] = {mode: tuple(f) for mode, f in found.items()}
+    one = [(torch.ones(1, 1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))]
+    few = extract_features(nn.Flatten(), [one, []][rank], device="cpu", distributed="gather")
+    results["few"] = few.indices.tolist()
+    joined = [(torch.randn(5, 1, 1, 2, 2), torch.tensor([0, 1, 0, 1, 2])[rank::2])]
+    joined = [(clips[: len(indices)] + rank, indices) for clips, indices in joined]
+    for name, batches in (("none", []), ("joined", joined)):
+        try:
+            extract_features(nn.Flatten(), batches, device="cpu", distributed="gather")
+        except ValueError as error:
+            results[name] = str(error)
+    torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

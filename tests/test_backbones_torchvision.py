@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iivcl.backbones import (
     VideoEncoder,
-    load_slowfast_checkpoint,
+    load_weights,
     mc3_18,
     mvit_v2_s,
     r2plus1d_18,
@@ -141,9 +141,11 @@ def test_checkpoint_with_torchvisions_names(name: str, tmp_path: Path) -> None:
     training_script = name == "swin3d_t"
     torch.save({"model": state, "epoch": 3} if training_script else state, tmp_path / "model.pth")
     backbone = BUILDERS[name]()
-    report = load_slowfast_checkpoint(backbone, tmp_path / "model.pth")
+    report = load_weights(backbone, tmp_path / "model.pth")
     assert report.missing == []
-    assert report.unused == [key for key in state if key.startswith(classifier(name) + ".")]
+    assert report.prefix == ("model." if training_script else "")
+    classifiers = [key for key in state if key.startswith(classifier(name) + ".")]
+    assert report.unused == [report.prefix + key for key in classifiers]
     assert len(report.unused) == 2
     assert_same_state(backbone, our_names(name, state))
 
@@ -151,9 +153,9 @@ def test_checkpoint_with_torchvisions_names(name: str, tmp_path: Path) -> None:
 def test_checkpoint_of_another_torchvision_network(tmp_path: Path) -> None:
     torch.save(their_state("mc3_18"), tmp_path / "mc3.pth")
     with pytest.raises(ValueError, match=r"another network than `backbone`; .* of another shape$"):
-        load_slowfast_checkpoint(r3d_18(), tmp_path / "mc3.pth")
+        load_weights(r3d_18(), tmp_path / "mc3.pth")
     with pytest.raises(ValueError, match=r"another network than `backbone`; .* missing in the"):
-        load_slowfast_checkpoint(slow_resnet(18), tmp_path / "mc3.pth")
+        load_weights(slow_resnet(18), tmp_path / "mc3.pth")
 
 
 @pytest.mark.parametrize("name", BUILDERS)

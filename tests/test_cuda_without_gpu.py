@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones
 from iivcl.diagnostics import embedding_std, neighbor_purity, self_match_rate
 from iivcl.losses import info_nce
-from iivcl.momentum import momentum_update_
+from iivcl.momentum import cosine_momentum, momentum_update_
 from iivcl.queues import exact_topk
 
 pytestmark = pytest.mark.skipif(
@@ -114,4 +114,7 @@ def test_encoder_and_momentum() -> None:
 
     encoder, key_encoder = build(), build().requires_grad_(False)
     momentum_update_(key_encoder, encoder, 0.99)
+    momentum = cosine_momentum(torch.tensor(3), 10)
+    momentum_update_(key_encoder, encoder, momentum, buffers="average")
+    assert momentum.device.type == "cuda"
     assert key_encoder(torch.rand(2, 3, 4, 64, 64)).device.type == "cuda"

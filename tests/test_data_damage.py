@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
+import socket
 from pathlib import Path
 
 import av
@@ -43,6 +45,17 @@ def test_unreadable_files_are_named_with_the_cause(read, tmp_path: Path) -> None
         with pytest.raises(DecodeError) as caught:
             read(content)
         assert str(caught.value) == f"<{len(content)} bytes>: {causes[name]}"
+
+
+@pytest.mark.parametrize("read", [probe, lambda path: read_clips(path, [[0]])])
+def test_what_is_neither_file_nor_folder_is_not_waited_for(read, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.mp4")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.mp4"))
+        for name in ("fifo.mp4", "socket.mp4"):
+            message = f"{tmp_path / name}: it is neither a file nor a folder"
+            with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
+                read(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "avi"])
@@ -91,29 +104,52 @@ def test_arguments_of_read_clips() -> None:
         read_clips("a.mp4", [[0.5]])
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
-def test_random_damage_ends_in_clips_or_in_a_decode_error(tmp_path: Path) -> None:
-    sources = [
-        write_video(tmp_path / "a.mp4", 20),
-        write_video(tmp_path / "b.mkv", 20, codec="libx265"),
-        write_video(tmp_path / "c.avi", 20, codec="mpeg4", options={"bf": "2"}),
-        write_video(tmp_path / "d.webm", 20, codec="libvpx-vp9"),
-        write_video(tmp_path / "e.ts", 20),
-        write_video(tmp_path / "f.gif", 20, codec="gif", pix_fmt="rgb8"),
-        write_video(tmp_path / "g.avi", 20, codec="mpeg4", options={"bf": "0"}),
-        write_video(tmp_path / "h.mp4", 20, codec="libsvtav1"),
-    ]
+# A file of every container and of every way to find its frames.
+SOURCES: dict[str, dict] = {
+    "a.mp4": {},
+    "b.mov": {"codec": "mpeg4"},
+    "c.mkv": {"codec": "libx265"},
+    "d.webm": {"codec": "libvpx-vp9"},
+    "e.webm": {"codec": "libvpx"},
+    "f.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "g.avi": {"codec": "mpeg4", "options": {"bf": "0"}},
+    "h.ts": {},
+    "i.ts": {"codec": "mpeg2video"},
+    "j.mpg": {"codec": "mpeg2video"},
+    "k.flv": {},
+    "l.wmv": {"codec": "wmv2"},
+    "m.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+    "n.h264": {},
+    "o.mp4": {"codec": "libsvtav1"},
+    "p.ogv": {"codec": "libvpx"},
+}
+
+
+def fuzz(sources: list[Path], folder: Path, cases: int, seed: int) -> None:
     # A crash or a hang runs into the time limit.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        outcome = pool.apply_async(read_damaged, (sources, tmp_path, 2000, 0)).get(timeout=100)
-
+        arguments = sources, folder, cases, seed
+        outcome = pool.apply_async(read_damaged, arguments).get(timeout=100 + cases / 5)
     errors = {path: error for path, error in outcome.errors.items() if error is not None}
     assert all(error.startswith(f"{path}: ") for path, error in errors.items())
-    assert len(outcome.errors) == 2000
-    assert 200 < len(errors) < 1800
+    assert len(outcome.errors) == cases
+    assert cases / 20 < len(errors) < cases * 19 / 20
     assert outcome.end.open_files == outcome.midway.open_files
     # One frame left behind by each of a thousand files would be twice as much.
     assert outcome.end.megabytes - outcome.midway.megabytes < 8
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_random_damage_ends_in_clips_or_in_a_decode_error(tmp_path: Path) -> None:
+    sources = [write_video(tmp_path / name, 20, **how) for name, how in SOURCES.items()]
+    fuzz(sources, tmp_path, cases=400, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+@pytest.mark.parametrize("name", SOURCES)
+def test_random_damage_of_every_container(name: str, tmp_path: Path) -> None:
+    fuzz([write_video(tmp_path / name, 20, **SOURCES[name])], tmp_path, cases=2000, seed=1)
 
 
 def test_frames_that_turn_on_the_way_take_the_shape_of_the_first(tmp_path: Path) -> None:

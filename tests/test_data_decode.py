@@ -20,7 +20,12 @@ from videos import (
     write_video,
 )
 
-from iivcl.data import _index, _reader, probe, read_clips
+from iivcl.data import (
+    _index,
+    _stream,
+    probe,
+    read_clips,
+)
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=10", "bf": "3"}
 REFRESH = {"x264-params": "intra-refresh=1:keyint=10", "bf": "0"}
@@ -121,12 +126,12 @@ def test_decoding_begins_at_the_nearest_keyframe(
 ) -> None:
     decoded: list[int] = []
 
-    def numbered(frames, index, original=_reader._by_pts):
-        for number, frame in original(frames, index):
+    def numbered(frames, numbers, original=_stream._numbered):
+        for number, frame in original(frames, numbers):
             decoded.append(number)
             yield number, frame
 
-    monkeypatch.setattr(_reader, "_by_pts", numbered)
+    monkeypatch.setattr(_stream, "_numbered", numbered)
     codec, arguments = FILES[name]
     path = write_video(folder / f"seek {name}", 40, codec=codec, **arguments)
     read_clips(path, [[36, 22], [23, 2]])  # keyframes at 0, 10, 20, 30

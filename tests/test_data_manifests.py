@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iivcl.data import (
+    ClipRecipe,
     Manifest,
     VideoClips,
+    find_videos,
     read_diving48_split,
     read_hmdb51_split,
     read_kinetics_split,
@@ -20,6 +27,8 @@ from iivcl.data import (
     read_ucf101_split,
     ucf101_ids,
 )
+
+CLIP = ClipRecipe(num_frames=2, stride=1)
 
 
 def listed(manifest: Manifest) -> list[tuple[str, int, int]]:
@@ -62,12 +71,155 @@ def test_numbers_stay_and_missing_columns_mean_unknown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "numbers", "classes"),
+    [
+        ([0, 1, 2, 10, -1], [0, 1, 2, 10, -1], []),
+        (["0", "1", "2", "10", "-1", ""], [0, 1, 2, 10, -1, -1], []),
+        ([3.0, 2.0, -1.0], [3, 2, -1], []),
+        (["3.0", "07", "-1.0", "1e1"], [3, 7, -1, 10], []),
+        ([9223372036854774784], [9223372036854774784], []),
+        (["c10", "c9", "", "-1", "c2"], [2, 1, -1, -1, 0], ["c2", "c9", "c10"]),
+        ([10, 9, "walk", -1], [1, 0, 2, -1], ["9", "10", "walk"]),
+        (["10\u00b23", "2", "\u0663"], [1, 0, 2], ["2", "10\u00b23", "\u0663"]),
+        (["1_000", "inf", "1.2.3"], [1, 2, 0], ["1.2.3", "1_000", "inf"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_labels_mean_the_same_in_both_formats(
+    suffix: str, labels: list, numbers: list, classes: list, tmp_path: Path
+) -> None:
+    file = tmp_path / f"set{suffix}"
+    if suffix == ".csv":
+        file.write_text("path,label\n" + "".join(f"/a,{label}\n" for label in labels))
+    else:
+        file.write_text("".join(json.dumps({"path": "/a", "label": x}) + "\n" for x in labels))
+    manifest = read_manifest(file)
+    assert manifest.labels.tolist() == numbers
+    assert manifest.classes == classes
+
+
+@pytest.mark.parametrize("label", ["0.5", "-2", "nan", "1e300"])
+def test_numbers_that_number_no_class_are_refused_in_both_formats(
+    label: str, tmp_path: Path
+) -> None:
+    csv_file, json_file = tmp_path / "a.csv", tmp_path / "a.jsonl"
+    csv_file.write_text(f"path,label\n/a,1\n/b,{label}\n")
+    json_file.write_text(f'{{"path": "/a", "label": 1}}\n{{"path": "/b", "label": "{label}"}}')
+    for file, line in ((csv_file, 3), (json_file, 2)):
+        message = f"{file}, line {line}: `label` must be a name or a whole number from 0, -1 where"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}.*; got '{label}'$"):
+            read_manifest(file)
+
+
+def test_unknown_groups_are_groups_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,group\n/a,7\n/b,-1\n/c,7\n/d,\n/e,-1\n")
+    lines = ({"path": "/a", "group": group} for group in (7, -1, "7", "", None))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name in ("a.csv", "a.jsonl"):
+        assert read_manifest(tmp_path / name).ids.tolist() == [0, 1, 0, 2, 3]
+
+
+def test_only_utf8_is_read_with_and_without_a_mark(tmp_path: Path) -> None:
+    texts = {".csv": "path,label\n/a,x\n/\u00e4,y\n"}
+    texts[".jsonl"] = '{"path": "/a", "label": "x"}\n{"path": "/\u00e4", "label": "y"}\n'
+    for suffix, text in texts.items():
+        file = tmp_path / f"set{suffix}"
+        for encoding in ("utf-8", "utf-8-sig"):
+            file.write_text(text, encoding=encoding)
+            assert listed(read_manifest(file)) == [("/a", 0, 0), ("/\u00e4", 1, 1)]
+        for encoding, line in (
+            ("latin-1", text[: text.index("\u00e4")].count("\n") + 1),
+            ("utf-16", 1),
+        ):
+            file.write_text(text, encoding=encoding)
+            message = re.escape(f"{file}, line {line}: not UTF-8 (")
+            with pytest.raises(ValueError, match=f"^{message}.*; save the file as UTF-8$"):
+                read_manifest(file)
+
+
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    odd = "/a\u2028b\x85c\x1c.mp4"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"path": odd}, ensure_ascii=False) + "\r\n")
+    (tmp_path / "a.csv").write_text(f"path\r\n{odd}\r\n")
+    for name in ("a.jsonl", "a.csv"):
+        assert read_manifest(tmp_path / name).paths == [odd]
+
+
+def manifest_of(ids: list[int], splits: list[str] | tuple = ()) -> Manifest:
+    numbers = torch.tensor(ids)
+    return Manifest([f"{i}.mp4" for i in range(len(ids))], numbers % 2, numbers, ["a", "b"], splits)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1), st.floats(0.01, 0.99), st.integers(0, 99))
+def test_held_out_videos_share_no_id_with_the_others(
+    ids: list[int], share: float, seed: int
+) -> None:
+    whole = manifest_of(ids)
+    if len(set(ids)) == 1:
+        with pytest.raises(ValueError, match=r"^at least 2 ids are needed to hold some out; got 1"):
+            whole.hold_out(share)
+        return
+    train, test = whole.hold_out(share, generator=torch.Generator().manual_seed(seed))
+    assert not set(train.ids.tolist()) & set(test.ids.tolist())
+    assert sorted(listed(train) + listed(test)) == sorted(listed(whole))
+    assert train.paths
+    assert test.paths
+    largest = max(ids.count(i) for i in ids)
+    assert abs(len(test.paths) - share * len(ids)) <= largest
+    again, _ = whole.hold_out(share, generator=torch.Generator().manual_seed(seed))
+    assert listed(again) == listed(train)
+
+
+def test_default_device_plays_no_part(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label,split\n/a,x,train\n/b,y,test\n/c,x,train\n")
+    with torch.device("meta"):
+        manifest = read_manifest(tmp_path / "a.csv")
+        train, test = manifest.hold_out(0.3)
+        assert listed(manifest.split("test")) == [("/b", 1, 1)]
+    assert sorted(listed(train) + listed(test)) == listed(manifest)
+
+
+def test_share_is_met_where_every_video_has_its_own_id() -> None:
+    for share in (0.1, 0.25, 0.5):
+        train, test = manifest_of(list(range(100))).hold_out(share)
+        assert (len(train.paths), len(test.paths)) == (100 - 100 * share, 100 * share)
+    with pytest.raises(ValueError, match=r"^`share` must be in \(0, 1\); got 1$"):
+        manifest_of([0, 1]).hold_out(1)
+
+
+def test_splits_of_a_manifest_keep_labels_classes_and_ids(tmp_path: Path) -> None:
+    file = tmp_path / "set.csv"
+    file.write_text(
+        "path,label,group,split\n/a,run,g1,test\n/b,jump,g2,train\n/c,run,,train\n"
+        "/d,walk,g1,test\n/e,walk,g1,\n"
+    )
+    whole = read_manifest(file)
+    assert whole.splits == ["test", "train", "train", "test", ""]
+    assert listed(whole.split("test")) == [("/a", 1, 0), ("/d", 2, 0)]
+    assert listed(whole.split("train")) == [("/b", 0, 1), ("/c", 1, 2)]
+    assert whole.split("train").classes == whole.classes == ["jump", "run", "walk"]
+    with pytest.raises(ValueError, match=r"^`name` must be one of \('test', 'train'\); got 'val'$"):
+        whole.split("val")
+    with pytest.raises(ValueError, match=r"^the manifest names no splits; `hold_out` parts it"):
+        manifest_of([0, 1]).split("train")
+    for name in ("train", "test"):
+        with pytest.raises(ValueError, match=r"^.\.mp4 is of split '\w+', and its group of split"):
+            manifest_of([0, 1, 1], ["train", "train", "test"]).split(name)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.csv", "path,label\n/a,1\n,2\n", "line 3: a video needs a `path`"),
         ("a.csv", "/a\n/b\n", "line 1: the header must name a column `path`; got ['/a']"),
         ("a.csv", "", "line 1: the header must name a column `path`; got None"),
         ("a.csv", "path\n", "lists no videos"),
+        (
+            "a.csv",
+            "path,label\n/a,b.mp4,run\n",
+            "line 2: needs double quotes around a field that holds a comma; got ['run']",
+        ),
+        ("a.csv", 'path,label\n/a,run\n"/b,run\n/c,run\n', "line 3: not CSV: "),
         ("a.jsonl", '{"path": "/a"}\n{"path":\n', "line 2: not JSON: "),
         ("a.jsonl", '{"path": "/a"}\n\n["/b"]\n', "line 3: a video needs a `path`"),
         ("a.jsonl", '{"path": 5}\n', "line 1: a video needs a `path`"),
@@ -107,22 +259,64 @@ def test_folder_is_searched_at_every_depth(tmp_path: Path) -> None:
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    dataset = VideoClips(tmp_path, num_frames=2, stride=1)
+    dataset = VideoClips(tmp_path, CLIP)
     found = [Path(dataset.path(i)).relative_to(tmp_path) for i in range(len(dataset))]
     assert list(map(str, found)) == ["a/deep/x.webm", "b/2.MP4", "b/10.mp4", "frames/video 1"]
     assert dataset.ids.tolist() == [0, 1, 2, 3]
     assert dataset.labels.tolist() == [-1] * 4
 
 
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    root, store = tmp_path / "root", tmp_path / "store"
+    for name in ("root/z/1.mp4", "root/z/inner/2.mp4", "store/3.mp4", "store/sub/4.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (root / "a link to z").symlink_to(root / "z")
+    (root / "linked").symlink_to(store)
+    (root / "part of it").symlink_to(store / "sub")
+    (root / "z" / "up").symlink_to(root)
+    (store / "sub" / "loop").symlink_to(store)
+    (root / "z" / "gone").symlink_to(tmp_path / "gone")
+    (root / "file.mp4").symlink_to(store / "3.mp4")
+    found = [str(Path(path).relative_to(root)) for path in find_videos(root)]
+    assert found == ["file.mp4", "linked/3.mp4", "linked/sub/4.mp4", "z/1.mp4", "z/inner/2.mp4"]
+    (tmp_path / "door").symlink_to(root)
+    assert len(find_videos(tmp_path / "door")) == 5
+
+
+def test_names_of_every_kind_have_one_order(tmp_path: Path) -> None:
+    names = ["10\u00b23.mp4", "1.mp4", "01.mp4", "001.mp4", "\u0663.mp4", "a\u2460.mp4", "9.mp4"]
+    for name in names:
+        (tmp_path / name).touch()
+    found = [Path(path).name for path in find_videos(tmp_path)]
+    expected = ["001.mp4", "01.mp4", "1.mp4", "9.mp4", "10\u00b23.mp4", "a\u2460.mp4", "\u0663.mp4"]
+    assert found == expected
+
+
+def test_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.mp4").touch()
+
+    def scandir(path, original=os.scandir):
+        if str(path).endswith("closed"):  # permissions do not bind the superuser
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert find_videos(tmp_path) == [f"{tmp_path}/a.mp4"]
+    assert caplog.messages == [f"{tmp_path}/closed: Permission denied; the folder is passed over"]
+
+
 def test_nothing_to_read(tmp_path: Path) -> None:
-    clip = {"num_frames": 2, "stride": 1}
-    with pytest.raises(FileNotFoundError, match=r"^`paths`: no such file or folder: /missing$"):
-        VideoClips("/missing", **clip)
-    message = re.escape(f"`paths`: there are no videos in {tmp_path}")
+    with pytest.raises(FileNotFoundError, match=r"^`videos`: no such file or folder: /missing$"):
+        VideoClips("/missing", CLIP)
+    message = re.escape(f"`videos`: there are no videos in {tmp_path}")
     with pytest.raises(ValueError, match=f"^{message}$"):
-        VideoClips(tmp_path, **clip)
-    with pytest.raises(ValueError, match=r"^`paths`: there are no videos$"):
-        VideoClips([], **clip)
+        VideoClips(tmp_path, CLIP)
+    with pytest.raises(ValueError, match=r"^`videos`: there are no videos$"):
+        VideoClips([], CLIP)
 
 
 def test_ucf101_split(tmp_path: Path) -> None:
@@ -200,6 +394,8 @@ def test_kinetics_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         (f"{tmp_path}/xyz_000000_000010.webm", 0, 1),
     ]
     assert manifest.classes == ["abseiling, rope", "riding a bike", "zumba"]
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert listed(read_kinetics_split(file, tmp_path, missing="drop")) == listed(manifest)
     file.write_text("label,youtube_id,time_start,time_end\nrun,x,soon,10\n")
     with pytest.raises(ValueError, match=r"train.csv, line 2: needs youtube_id, time_start"):
         read_kinetics_split(file, tmp_path)

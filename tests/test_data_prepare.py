@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 import torch
-from videos import read_barcodes, rotate, write_dropped_frames, write_video
+from videos import read_barcodes, remux, rotate, set_matrix, write_dropped_frames, write_video
 
-from iivcl.data import VideoClips, probe, read_clips, read_manifest
+from iivcl.data import (
+    ClipRecipe,
+    VideoClips,
+    find_videos,
+    open_video,
+    probe,
+    read_clips,
+    read_manifest,
+)
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_videos.py"
 
@@ -80,8 +91,35 @@ def test_every_frame_is_kept_and_bad_files_are_listed(tmp_path: Path) -> None:
             (48, 96) if any(x in name for x in ("tiny", "same", "loop")) else (64, 128)
         )
         assert read_barcodes(clips).tolist() == [list(range(count))]
-    dataset = VideoClips(dst / "manifest.csv", num_frames=4, stride=2, short_side=48)
+    recipe = ClipRecipe(num_frames=4, stride=2, short_side=48)
+    dataset = VideoClips(dst / "manifest.csv", recipe)
     assert dataset[0][0].shape == (2, 3, 4, 48, 96)
+
+
+def test_prepared_videos_are_shown_as_before(tmp_path: Path) -> None:
+    """Turned, mirrored, stretched, and of a varying rate: as the library reads the source."""
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    for orientation, matrix in enumerate(((-1, 0, 0, 1), (0, 1, 1, 0), (0, -1, 1, 0))):
+        set_matrix(write_video(src / f"{orientation}.mp4", 10), *matrix)
+    write_video(src / "stretched.mp4", 10, aspect=Fraction(4, 3))
+    steady = write_video(tmp_path / "steady.mp4", 10, options={"bf": "0"})
+
+    def delay(number: int, packet: av.Packet) -> av.Packet:
+        packet.pts = packet.dts = packet.pts + number**2 * packet.duration
+        return packet
+
+    remux(steady, src / "variable.mkv", delay)
+    assert prepare(src, dst, "--crf", 4, "--jobs", 1).returncode == 0
+    for path in map(Path, find_videos(src)):
+        with open_video(path) as before, open_video((dst / path.name).with_suffix(".mp4")) as after:
+            assert before.size == after.size
+            assert before.pixel_aspect == pytest.approx(after.pixel_aspect)
+            assert before.constant_rate == after.constant_rate == (path.suffix == ".mp4")
+            assert torch.allclose(before.times, after.times, atol=1e-3)
+            assert before.fps == pytest.approx(after.fps, rel=1e-2)
+            numbers = [list(range(10))]
+            error = before.read(numbers).float() - after.read(numbers).float()
+            assert error.abs().mean() < 4, path
 
 
 def test_run_killed_midway_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -111,6 +149,51 @@ def test_run_killed_midway_goes_on_where_it_was(tmp_path: Path) -> None:
     assert torch.tensor([probe(path).num_frames for path in dst.glob("*.mp4")]).eq(40).all()
 
 
+CRASH = """
+import os, signal, sys
+import prepare_videos
+
+def encode(source, target, encode=prepare_videos.encode, **settings):
+    if "crash" in source.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "odd" in source.name:
+        raise IndexError("nobody expected this")
+    encode(source, target, **settings)
+
+prepare_videos.encode = encode
+sys.exit(prepare_videos.main())
+"""
+
+
+def test_file_that_crashes_the_decoder_does_not_end_the_run(tmp_path: Path) -> None:
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    for name in ("a", "crash 1", "b", "crash 2", "c", "odd"):
+        write_video(src / f"{name}.mp4", 4)
+    (src / os.fsdecode(b"not utf-8 \xff.mp4")).write_bytes((src / "a.mp4").read_bytes())
+    (src / "gone.mp4").symlink_to(src / "nowhere.mp4")
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, str(src), str(dst), "--jobs", "2"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(SCRIPT.parent)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    names = ["a.mp4", "b.mp4", "c.mp4", "not utf-8 \\udcff.mp4"]
+    dataset = VideoClips(dst / "manifest.csv", ClipRecipe(num_frames=2, stride=1))
+    assert [Path(dataset.path(i)).name for i in range(len(dataset))] == names
+    assert [index for _, index, *_ in dataset] == [0, 1, 2, 3]
+    assert [line for line in done.stdout.splitlines() if line.startswith("failed:")] == [
+        f"failed: {src}/crash 1.mp4: the process that read it died",
+        f"failed: {src}/crash 2.mp4: the process that read it died",
+        f"failed: {src}/gone.mp4: No such file or directory",
+        f"failed: {src}/odd.mp4: nobody expected this",
+    ]
+    assert f"writing to {dst}\n" in done.stdout
+    assert done.stdout.endswith(f"4 that failed in {dst}/failed.csv; start again to retry them\n")
+
+
 def refusal(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
     """Run the script in this process, where it is quicker; return what it exits with."""
     monkeypatch.setattr(sys, "argv", ["prepare_videos.py", *map(str, arguments)])
@@ -136,3 +219,57 @@ def test_source_without_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     src.mkdir()
     assert refusal(monkeypatch, src, tmp_path / "dst") == f"{src} holds no video files"
     assert not (tmp_path / "dst").exists()
+
+
+def test_source_and_destination_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    src = tmp_path / "src"
+    video = write_video(src / "walk" / "a.mp4", 4)
+    before = video.read_bytes()
+    (tmp_path / "link").symlink_to(src)
+    (tmp_path / "inner").symlink_to(src / "walk")
+    for dst in (
+        src,
+        tmp_path / "src" / ".." / "src",
+        tmp_path / "link",
+        src / "new" / "prepared",
+        tmp_path / "inner",
+        tmp_path / "inner" / "new",
+        tmp_path,
+    ):
+        message = refusal(monkeypatch, src, dst)
+        assert message.startswith(f"SRC {src} and DST {dst} must be apart; "), message
+        assert refusal(monkeypatch, tmp_path / "link", dst).startswith("SRC ")
+    assert not (src / "new").exists()
+
+    dst = tmp_path / "dst"
+    dst.mkdir()
+    (dst / "walk").symlink_to(src / "walk")  # its a.mp4 is the source
+    assert refusal(monkeypatch, src, dst).startswith(f"{video} lies in DST {dst} by way of a link;")
+    (dst / "walk").unlink()
+    write_video(dst / "old.mp4", 4)
+    (src / "more").symlink_to(dst)
+    message = refusal(monkeypatch, src, dst)
+    assert message.startswith(f"{src}/more/old.mp4 lies in DST {dst} by way of a link;")
+    assert video.read_bytes() == before
+    assert sorted(path.name for path in dst.iterdir()) == ["old.mp4"]
+
+
+def test_refusals_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_video(tmp_path / "src" / "a.mp4", 4)
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    (tmp_path / "file").touch()
+    assert refusal(monkeypatch, video, dst) == (f"{video} is a file; give the folder that holds it")
+    assert refusal(monkeypatch, src, tmp_path / "file") == (
+        f"{tmp_path}/file cannot be written: File exists"
+    )
+    for option, value in (("--short-side", 1), ("--gop", 0), ("--crf", 52), ("--jobs", 0)):
+        assert refusal(monkeypatch, src, dst, option, value) == "2"
+        assert f"error: {option} must be " in capsys.readouterr().err
+    assert not dst.exists()
+    dst.mkdir()
+    (dst / "settings.json").write_text("{")
+    assert refusal(monkeypatch, src, dst) == (
+        f"{dst}/settings.json cannot be read; remove it, or give another folder"
+    )

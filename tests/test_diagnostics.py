@@ -137,6 +137,34 @@ class TestNeighbors:
         assert self_match_rate(found, bank, values).isnan()
         assert neighbor_age(found, bank).isnan()
 
+    def test_unknown_labels_and_ids_do_not_count(self) -> None:
+        neighbors = make_neighbors(12, 5, K=30)
+        bank, values = torch.randint(3, (30,)), torch.randint(3, (12,))
+        bank[::3] = values[::4] = -1
+        for measure in (neighbor_purity, self_match_rate):
+            pairs = [
+                (bank[row], values[b])
+                for b in range(12)
+                for row, valid in zip(neighbors.indices[b], neighbors.valid[b], strict=True)
+                if valid and bank[row] >= 0 and values[b] >= 0
+            ]
+            expected = sum(found == own for found, own in pairs) / len(pairs)
+            assert float(measure(neighbors, bank, values)) == pytest.approx(float(expected))
+            assert measure(neighbors, bank * 0 - 1, values * 0 - 1).isnan()
+
+    @pytest.mark.parametrize("measure", [embedding_std, effective_rank])
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_nan_when_an_embedding_is_not_finite(self, measure, bad: float) -> None:
+        z = torch.randn(6, 4)
+        z[2, 1] = bad
+        assert measure(z).isnan()
+
+    @pytest.mark.parametrize("measure", [embedding_std, effective_rank])
+    @pytest.mark.parametrize("factor", [2.0**-100, 2.0**100])
+    def test_embeddings_of_any_finite_length(self, measure, factor: float) -> None:
+        z = torch.randn(6, 4)
+        torch.testing.assert_close(measure(z * factor), measure(z))
+
     def test_results_are_float32_scalars(self) -> None:
         neighbors = make_neighbors(6, 4, K=10)
         bank, values = torch.arange(10), torch.arange(6)

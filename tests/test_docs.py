@@ -97,3 +97,15 @@ def test_code_on_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
         line = text.count("\n", 0, block.start(1))
         code = "\n" * line + block.group(1)  # so that an error names the line of the page
         exec(compile(code, str(page), "exec"), names)
+
+
+def test_quickstart_is_one_loop_wherever_it_stands() -> None:
+    """The same training loop, to the letter, on the README, the home page and in the tutorial."""
+    pages = ("README.md", "docs/index.md", "docs/tutorial/first-run.md")
+    loops = []
+    for page in pages:
+        blocks = PYTHON_BLOCK.findall((ROOT / page).read_text())
+        [block] = [b for b in blocks if "queue.enqueue(k, ids)  # the only call that writes" in b]
+        loops.append(block[block.index("for epoch in ") :])
+    assert loops[0] == loops[1] == loops[2]
+    assert "print(" in loops[0]

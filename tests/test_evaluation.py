@@ -85,6 +85,23 @@ class TestExtractFeatures:
         assert torch.equal(padded.features, once.features)
         assert torch.equal(padded.indices, once.indices)
 
+    @pytest.mark.parametrize("labeled", [False, True])
+    def test_different_videos_of_one_index_are_refused(self, labeled: bool) -> None:
+        """Joined datasets that both count from 0 are not one dataset with repeats."""
+        videos, indices = torch.randn(5, 2, 2, 4, 4), torch.tensor([0, 1, 0, 1, 2])
+        loader = [(videos, indices)]
+        if labeled:  # equal videos, and yet another label
+            loader = [(videos[indices], indices, torch.tensor([7, 8, 7, 9, 5]))]
+        message = (
+            f"`loader` gave index {int(labeled)} to videos of different features or labels "
+            f"({2 - labeled} such rows in all). Give datasets that are joined an `id_offset` each; "
+            "a video that comes twice must come with the same clips"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            extract_features(MeanOfClip(), loader, device="cpu")
+        offset = [(videos, torch.tensor([0, 1, 2, 3, 4]))]
+        assert len(extract_features(MeanOfClip(), offset, device="cpu").features) == 5
+
     @pytest.mark.parametrize("training", [False, True])
     def test_mode_is_restored(self, training: bool) -> None:
         model = MeanOfClip().train(training)
@@ -130,6 +147,9 @@ class TestExtractFeatures:
             assert indices.tolist() == [0, 1, 2, 3, 4]
             assert labels.tolist() == [0, 10, 20, 30, 40]
             assert torch.equal(features, torch.arange(5.0)[:, None].expand(5, 4))
+            assert found["few"] == [0]  # rank 1 has read nothing, and no rank waits for it
+            assert found["none"] == "`loader` gave no batch; check that the dataset is not empty"
+            assert found["joined"].startswith("`loader` gave index 0 to videos of different")
 
     def test_unknown_distribution(self) -> None:
         message = "`distributed` must be one of ('local', 'gather'); got 'shard'"
@@ -225,7 +245,7 @@ class TestRetrieval:
 
     @pytest.mark.parametrize("k", [0, 61])
     def test_k_out_of_range(self, k: int) -> None:
-        message = f"`ks` must be in [1, 60] (rows of `gallery`); got {k}"
+        message = f"`ks` must be in [1, 60] (rows of `gallery` that count); got {k}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             retrieval_recall(*make_sides(8, 60, 16, classes=3), ks=(1, k))
 
@@ -287,7 +307,7 @@ class TestKNN:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({}, "`k` must be in [1, 40] (rows of `gallery`); got 200"),
+            ({}, "`k` must be in [1, 40] (rows of `gallery` that count); got 200"),
             ({"k": 5, "temperature": 0.0}, "`temperature` must be above 0; got 0.0"),
         ],
     )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from iivcl import IIVCLLoss, InfoNCELoss, MoCoQueue, NNSupportQueue
-from iivcl.losses import info_nce, multi_positive_info_nce
+from iivcl.losses import Candidates, info_nce, multi_positive_info_nce
 from iivcl.queues import Neighbors
 
 FORMS = ("per_positive", "out", "in")
@@ -468,6 +468,81 @@ def test_iivcl_in_half_precision_is_that_of_the_rounded_inputs(
     assert query.grad.isfinite().all()
 
 
+# --- a loss of a user's own ----------------------------------------------------------------------
+
+
+def decoupled(query: Tensor, key: Tensor, candidates: Candidates, **options: Any) -> Tensor:
+    """Decoupled contrastive learning (arXiv 2110.06848): the positive leaves the denominator."""
+    scaled, key = F.normalize(query, dim=1) / 0.1, F.normalize(key, dim=1)
+    negatives = candidates.log_sum_exp(scaled, **options)
+    return (negatives - (scaled * key).sum(1)).mean()
+
+
+@pytest.mark.parametrize("chunk_size", [None, "dense", 1, 5, 50])
+def test_a_loss_of_ones_own(chunk_size: Any) -> None:
+    queue, ids = filled_queue(9), torch.arange(4)
+    query, key = torch.randn(2, 4, 5, dtype=torch.float64)
+    rows = [[m for m in range(9) if queue.ids[m] != ids[b]] for b in range(4)]
+    expected = sum(
+        reference.log_sum([reference.cosine(query[b], queue.keys[m]) / 0.1 for m in rows[b]])
+        - reference.cosine(query[b], key[b]) / 0.1
+        for b in range(4)
+    )
+
+    def loss(query: Tensor) -> Tensor:
+        return decoupled(query, key, queue.candidates(ids), chunk_size=chunk_size)
+
+    assert loss(query).item() == pytest.approx(expected / 4, rel=1e-6)
+    assert torch.autograd.gradcheck(loss, query.requires_grad_())
+
+
+@given(
+    batch=st.integers(0, 4),
+    keys=st.integers(0, 9),
+    normalized=st.booleans(),
+    parts=st.sets(st.sampled_from(["rows", "pairs", "factors", "ids", "without"])),
+    chunk_size=st.sampled_from(["dense", 1, 4, 100]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=200, deadline=None)
+def test_candidates_that_count_and_no_others(
+    batch: int, keys: int, normalized: bool, parts: set[str], chunk_size: Any, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(*shape: int) -> Tensor:
+        return torch.randint(-1, 4, shape, generator=generator)
+
+    problem = random_problem(seed, batch, keys)
+    query, rows = problem["query"], problem["keys"]
+    which: dict[str, Tensor] = {}
+    if "rows" in parts:
+        which["rows"] = integers(keys) > 0
+    if "pairs" in parts:
+        which["pairs"] = integers(batch, keys) > 0
+    if "factors" in parts:
+        which["pairs"] = problem["positive_weights"] * (integers(batch, keys) > 0)
+    if "ids" in parts:
+        which |= {"ids": integers(keys), "query_ids": integers(batch)}
+    if "without" in parts:
+        which["without"] = integers(batch, 2)
+    candidates = Candidates(rows, **which, normalized=normalized)
+    found = candidates.log_sum_exp(query, chunk_size=chunk_size)
+    for b in range(batch):
+        logits = []
+        for m in range(keys):
+            factor = float(which["pairs"][b, m]) if "pairs" in which else 1.0
+            counts = factor > 0 and ("rows" not in which or bool(which["rows"][m]))
+            counts &= "ids" not in which or bool(which["ids"][m] != which["query_ids"][b])
+            counts &= "without" not in which or m not in which["without"][b].tolist()
+            if counts:
+                key = rows[m].tolist() if normalized else reference.unit(rows[m])
+                dot = sum(x * y for x, y in zip(query[b].tolist(), key, strict=True))
+                logits.append(dot + math.log(factor))
+        expected = reference.log_sum(logits) if logits else -1e30
+        assert found[b].item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 Q, K = torch.zeros(2, 4), torch.zeros(3, 4)
@@ -555,7 +630,7 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: IIVCLLoss()(Q, Q, NNSupportQueue(3, 4)),
         ValueError,
-        "`k` must be in [1, 3], the size of the queue; got 5",
+        "`num_neighbors` must be at most 3, the rows of the queue; got 5",
     ),
     (
         lambda: IIVCLLoss()(Q, Q, filled_queue(3, dim=4)),

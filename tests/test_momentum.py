@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ranks_momentum as shards
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
+from iivcl.testing import run_on_ranks
 
 
 def make_encoder() -> nn.Sequential:
@@ -120,24 +122,145 @@ def test_update_stays_at_a_fixed_point_and_converges() -> None:
     assert_same_parameters(other, source, rtol=1e-5, atol=1e-6)
 
 
-def test_update_is_one_fused_call() -> None:
-    class Calls(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.names: list[str] = []
+class Calls(TorchDispatchMode):
+    """Lists the operations that run."""
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.names.append(func.name())
-            return func(*args, **(kwargs or {}))
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
 
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("buffers", "operations"),
+    [
+        ("keep", ["aten::_foreach_lerp_.Scalar"]),
+        ("copy", ["aten::_foreach_lerp_.Scalar", "aten::_foreach_copy_"]),
+        ("average", ["aten::_foreach_lerp_.Scalar", "aten::_foreach_copy_"]),
+    ],
+)
+def test_update_is_at_most_two_fused_calls(buffers: str, operations: list[str]) -> None:
     target, source = momentum_copy(make_encoder()), make_encoder()
     with Calls() as calls:
-        momentum_update_(target, source, 0.9)
-    assert calls.names == ["aten::_foreach_lerp_.Scalar"]
+        momentum_update_(target, source, 0.9, buffers=buffers)  # type: ignore[arg-type]
+    assert calls.names == operations
+    momentum = torch.tensor(0.9)
+    with Calls() as calls:  # one more: 1 - momentum
+        momentum_update_(target, source, momentum, buffers=buffers)  # type: ignore[arg-type]
+    assert len(calls.names) == len(operations) + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("momentum", [0.0, 0.25, 0.9990234375, 1.0])  # as good in either dtype
+def test_momentum_in_a_tensor_is_the_same_as_in_a_float(
+    momentum: float, dtype: torch.dtype
+) -> None:
+    one, source = momentum_copy(make_encoder()), make_encoder()
+    source(torch.randn(16, 4))
+    source.append(nn.Linear(2, 2).to(torch.bfloat16))
+    one.append(momentum_copy(source[-1]).float())
+    two = copy.deepcopy(one)
+    momentum_update_(one, source, momentum, buffers="average")
+    momentum_update_(two, source, torch.tensor(momentum, dtype=dtype), buffers="average")
+    assert_same_state(two, one)
+
+
+def test_momentum_tensor_is_read_at_every_call() -> None:
+    """What a replayed CUDA graph needs: the value is not baked in."""
+    source, target = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    target.requires_grad_(False)
+    nn.init.zeros_(target.weight)
+    nn.init.ones_(source.weight)
+    step = torch.tensor(0)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def next_momentum(step: Tensor) -> Tensor:
+        return cosine_momentum(step, 2, base=0.0)
+
+    for expected in (1.0, 1.0, 1.0):
+        momentum_update_(target, source, next_momentum(step))
+        step += 1
+        assert target.weight.item() == expected
+    nn.init.zeros_(target.weight)
+    momentum_update_(target, source, next_momentum(torch.tensor(1)))
+    assert target.weight.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("momentum", "error", "message"),
+    [
+        (torch.zeros(1), ValueError, "`momentum` must have shape (); got (1,)"),
+        (
+            torch.tensor(1),
+            TypeError,
+            "`momentum` must be a floating-point tensor; got torch.int64. "
+            "Convert it with `momentum.float()`",
+        ),
+        (
+            torch.zeros((), device="meta"),
+            ValueError,
+            "`momentum` is on meta but `target` is on cpu; move them to the same device",
+        ),
+    ],
+)
+def test_unfit_momentum_tensor(momentum: Tensor, error: type[Exception], message: str) -> None:
+    source = make_encoder()
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        momentum_update_(momentum_copy(source), source, momentum)
+
+
+def test_swapped_modules_are_refused_and_unchanged() -> None:
+    source = make_encoder()
+    target = momentum_copy(make_encoder())
+    before = copy.deepcopy(source)
+    message = (
+        "`target` asks for gradients (parameter '0.weight'), so it is not a momentum encoder; the "
+        "order is momentum_update_(target, source, momentum), and the target is made with "
+        "momentum_copy(source)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        momentum_update_(source, target, 0.9)
+    assert_same_state(source, before)
+
+
+def test_unfit_buffers_change_nothing() -> None:
+    source = make_encoder()
+    target = momentum_copy(make_encoder())
+    source.register_buffer("seen", torch.zeros(1))
+    before = copy.deepcopy(target)
+    with pytest.raises(ValueError, match=r"same buffers; .* only in `source`: \['seen'\]$"):
+        momentum_update_(target, source, 0.5, buffers="average")
+    assert_same_state(target, before)
+
+
+def test_sharded_alike_is_the_average_of_one_process() -> None:
+    """Two gloo ranks hold halves; gathered, they are what one process computes."""
+    if not hasattr(torch.distributed.fsdp, "fully_shard"):
+        pytest.skip(f"torch {torch.__version__} has no public fully_shard")
+    source, target = shards.encoders()
+    momentum_update_(target, source, shards.MOMENTUM, buffers="average")
+    expected = target.state_dict()
+    for states, refusals in run_on_ranks(2, shards.sharded_update):
+        for state in states:
+            assert state.keys() == expected.keys()
+            for name, value in state.items():
+                torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+        refusals[1] = refusals[1].partition(" and (5, 4)")[0]
+        assert refusals == [
+            "`module` is sharded and cannot be copied; call momentum_copy before sharding, then "
+            "shard the copy by the same calls of fully_shard",
+            "parameter '0.weight' must have the same shape, device and sharding in `target` and "
+            "`source`; got (5, 4) on cpu",
+            "FullyShardedDataParallel is not supported; shard with fully_shard instead, after "
+            "momentum_copy",
+        ]
 
 
 def test_update_leaves_no_graph_and_frozen_parameters_are_averaged() -> None:
-    target, source = make_encoder(), make_encoder()
+    target, source = make_encoder().requires_grad_(False), make_encoder()
     source[0].requires_grad_(False)
     momentum_update_(target, source, 0.0)
     assert_same_parameters(target, source)
@@ -222,7 +345,8 @@ def test_same_module() -> None:
 
 
 def test_other_names_change_nothing() -> None:
-    target, source = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2, bias=False))
+    target = momentum_copy(nn.Sequential(nn.Linear(2, 2)))
+    source = nn.Sequential(nn.Linear(2, 2, bias=False))
     before = target[0].weight.clone()
     message = (
         "`target` and `source` must have the same parameters; "
@@ -235,20 +359,20 @@ def test_other_names_change_nothing() -> None:
 
 def test_other_shape() -> None:
     message = (
-        "parameter 'weight' must have the same shape and device in `target` and `source`; "
-        "got (2, 3) on cpu and (2, 4) on cpu"
+        "parameter 'weight' must have the same shape, device and sharding in `target` and "
+        "`source`; got (2, 3) on cpu and (2, 4) on cpu"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        momentum_update_(nn.Linear(3, 2), nn.Linear(4, 2), 0.9)
+        momentum_update_(momentum_copy(nn.Linear(3, 2)), nn.Linear(4, 2), 0.9)
 
 
 def test_other_device() -> None:
     message = (
-        "parameter 'weight' must have the same shape and device in `target` and `source`; "
-        "got (2, 3) on cpu and (2, 3) on meta"
+        "parameter 'weight' must have the same shape, device and sharding in `target` and "
+        "`source`; got (2, 3) on cpu and (2, 3) on meta"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        momentum_update_(nn.Linear(3, 2), nn.Linear(3, 2, device="meta"), 0.9)
+        momentum_update_(momentum_copy(nn.Linear(3, 2)), nn.Linear(3, 2, device="meta"), 0.9)
 
 
 def test_cosine_starts_at_base_ends_at_one_and_grows() -> None:
@@ -259,6 +383,17 @@ def test_cosine_starts_at_base_ends_at_one_and_grows() -> None:
     assert all(a < b for a, b in itertools.pairwise(values))
     for step, value in enumerate(values):  # symmetric about the middle
         assert value + values[50 - step] == pytest.approx(1.9)
+
+
+def test_cosine_of_a_tensor_is_that_of_the_number() -> None:
+    for step in range(51):
+        of_tensor = cosine_momentum(torch.tensor(step), 50, base=0.9)
+        assert (of_tensor.shape, of_tensor.dtype) == ((), torch.float64)
+        assert of_tensor.item() == pytest.approx(cosine_momentum(step, 50, base=0.9), abs=1e-15)
+    for step, end in ((51, 1.0), (-1, 0.9)):  # not checked, so it stays at the end
+        assert cosine_momentum(torch.tensor(step), 50, base=0.9).item() == pytest.approx(end)
+    with pytest.raises(ValueError, match=r"^`step` must have shape \(\); got \(1,\)$"):
+        cosine_momentum(torch.zeros(1), 50)
 
 
 def test_cosine_default_base() -> None:

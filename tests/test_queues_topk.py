@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from iivcl import _engine
+from iivcl.losses import Candidates
 from iivcl.queues import _topk, exact_topk
 
 
@@ -63,7 +65,7 @@ def test_equals_brute_force(
 @pytest.fixture(params=["the CPU's form", "an accelerator's form"])
 def either_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param.startswith("an"):
-        monkeypatch.setattr(_topk, "_is_on_cpu", lambda tensor: False)
+        monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("either_form")
@@ -85,9 +87,8 @@ def test_rows_of_the_same_id_are_left_out(k: int, chunk_size: int | None) -> Non
     bank = F.normalize(torch.randn(5000, 32), dim=1)
     query_ids = torch.randint(-3, 3, (17,)) << 32 | torch.randint(0, 3, (17,))
     bank_ids = torch.randint(-3, 3, (5000,)) << 32 | torch.randint(0, 3, (5000,))
-    found = _topk.search(
-        query, bank, k, chunk_size=chunk_size, query_ids=query_ids, bank_ids=bank_ids
-    )
+    others = Candidates(bank, ids=bank_ids, query_ids=query_ids, normalized=True)
+    found = _topk.search(query, others, k, chunk_size=chunk_size)
     check_topk(query, bank, k, query_ids[:, None] != bank_ids, found)
 
 
@@ -198,6 +199,8 @@ def test_bad_input(change: dict[str, object], error: type[Exception], message: s
 
 
 def test_query_that_is_no_tensor() -> None:
-    message = "`query` must be a tensor of shape (B, D); got list"
+    message = (
+        "`query` must be a tensor of shape (B, D); got list. Make one with `torch.as_tensor(query)`"
+    )
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         exact_topk([[1.0]], torch.zeros(1, 1), 1)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -48,7 +49,8 @@ def write_video(
     pix_fmt: str = "yuv420p",
     height: int = 48,
     width: int = 96,
-    fps: int = 25,
+    fps: Fraction | int = 25,
+    aspect: Fraction | None = None,
     options: dict[str, str] | None = None,
     container: str | None = None,
     frames: Sequence[npt.NDArray[np.uint8]] | None = None,
@@ -62,7 +64,9 @@ def write_video(
         stream = output.add_stream(codec, rate=fps, options=settings)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
-        stream.codec_context.time_base = Fraction(1, fps)
+        stream.codec_context.time_base = 1 / Fraction(fps)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         stream.codec_context.thread_count = 1
         for array in frames:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
@@ -157,14 +161,19 @@ def write_dropped_frames(path: Path) -> Path:
     return write_packets(path, source, packets)
 
 
-def rotate(path: Path) -> Path:
-    """Tag an mp4 file to be shown turned clockwise by a quarter."""
+def set_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """Tag an mp4 file to be shown with pixels moved from (x, y) to (a x + c y, b x + d y)."""
     data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 44
-    turn = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]
-    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turn)
+    place = data.index(b"tkhd") + 44
+    matrix = [round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0, 1 << 14)]
+    data[place : place + 36] = b"".join(n.to_bytes(4, "big", signed=True) for n in matrix)
     path.write_bytes(data)
     return path
+
+
+def rotate(path: Path) -> Path:
+    """Tag an mp4 file to be shown turned clockwise by a quarter."""
+    return set_matrix(path, 0, 1, -1, 0)
 
 
 # Transforms and samplings that the workers of a DataLoader can import, however they are started.
@@ -174,6 +183,13 @@ def random_number(clips: Tensor) -> float:
     """Draw from the global random state, as augmentations do."""
     assert clips.dtype == torch.uint8
     return float(torch.rand(1))
+
+
+def two_numbers(clips: Tensor) -> tuple[float, float]:
+    """Draw from the global random state, with time for others to do so in between."""
+    first = float(torch.rand(1))
+    time.sleep(0.002)
+    return first, float(torch.rand(1))
 
 
 def count_threads(clips: Tensor) -> int:

@@ -3,23 +3,31 @@
 Every encoder maps ``(B, 3, T, H, W)`` to ``(B, feature_dim)``.
 """
 
-from ._encoder import VideoEncoder
-from ._heads import PredictionHead, ProjectionHead
-from ._resnet import VideoResNet
-from ._slow import slow_r50, slow_resnet
-from ._slowfast import LoadReport, load_slowfast_checkpoint
-from ._split_norm import SplitBatchNorm
-from ._torchvision import mc3_18, r2plus1d_18, r3d_18, s3d
-from ._transformers import mvit_v2_s, swin3d_t
+from iivcl.backbones._convolution import (
+    PaddedConv3d,
+    WrongConvolution,
+    check_convolutions,
+)
+from iivcl.backbones._encoder import VideoEncoder
+from iivcl.backbones._heads import PredictionHead, ProjectionHead
+from iivcl.backbones._resnet import VideoResNet
+from iivcl.backbones._slow import slow_r50, slow_resnet
+from iivcl.backbones._split_norm import SplitBatchNorm
+from iivcl.backbones._torchvision import mc3_18, r2plus1d_18, r3d_18, s3d
+from iivcl.backbones._transformers import mvit_v2_s, swin3d_t
+from iivcl.backbones._weights import LoadReport, load_weights
 
 __all__ = [
     "LoadReport",
+    "PaddedConv3d",
     "PredictionHead",
     "ProjectionHead",
     "SplitBatchNorm",
     "VideoEncoder",
     "VideoResNet",
-    "load_slowfast_checkpoint",
+    "WrongConvolution",
+    "check_convolutions",
+    "load_weights",
     "mc3_18",
     "mvit_v2_s",
     "r2plus1d_18",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .._checks import check_floating, check_shape
+from iivcl._checks import check_floating, check_shape
 
 __all__ = ["VideoEncoder"]
 

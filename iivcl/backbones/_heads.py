@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_shape
+from iivcl._checks import check_choice, check_shape
 
 __all__ = ["PredictionHead", "ProjectionHead"]
 

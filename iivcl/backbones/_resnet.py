@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ._encoder import VideoEncoder, with_mean
+from iivcl.backbones._convolution import PaddedConv3d
+from iivcl.backbones._encoder import VideoEncoder, with_mean
 
 __all__ = ["VideoResNet"]
 
@@ -56,6 +57,7 @@ class VideoResNet(VideoEncoder):
             raise ValueError(f"`stages` must be 4 sequences of blocks; got {len(stages)}")
         self.stem = stem
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        PaddedConv3d.convert_conv3d(self)
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
         x: Tensor = self.stem(video)

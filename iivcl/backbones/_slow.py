@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._resnet import VideoResNet
+from iivcl.backbones._resnet import VideoResNet
 
 __all__ = ["slow_r50", "slow_resnet"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import check_positive
+from iivcl._checks import check_positive
 
 __all__ = ["SplitBatchNorm"]
 

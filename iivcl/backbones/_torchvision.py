@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torchvision.models import WeightsEnum, video
 
-from ._encoder import VideoEncoder, with_mean
-from ._resnet import VideoResNet
+from iivcl.backbones._convolution import PaddedConv3d
+from iivcl.backbones._encoder import VideoEncoder, with_mean
+from iivcl.backbones._resnet import VideoResNet
 
 __all__ = ["mc3_18", "r2plus1d_18", "r3d_18", "s3d"]
 
@@ -123,6 +124,7 @@ class _S3D(VideoEncoder):
             feature_dim=1024, strides=(8, 32), gradient_checkpointing=gradient_checkpointing
         )
         self.stages = model.features
+        PaddedConv3d.convert_conv3d(self)
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
         x = video

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, video
 
-from ._encoder import VideoEncoder, with_mean
+from iivcl.backbones._convolution import PaddedConv3d
+from iivcl.backbones._encoder import VideoEncoder, with_mean
 
 __all__ = ["mvit_v2_s", "swin3d_t"]
 
@@ -74,6 +75,7 @@ class _MViT(VideoEncoder):
         self.pos_encoding = model.pos_encoding
         self.blocks = model.blocks
         self.norm = model.norm
+        PaddedConv3d.convert_conv3d(self)
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
         x = self.conv_proj(video)  # (B, 96, T / 2, H / 4, W / 4)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import av
+from av.codec.context import Flags
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-__all__ = ["DecodeError", "StrPath", "decode_errors", "name_of", "open_video"]
+__all__ = ["DecodeError", "File", "StrPath", "decode_errors", "open_container"]
 
 StrPath = str | os.PathLike[str]
-
-
-def name_of(video: StrPath | bytes) -> str:
-    """Name a video in messages: its path, or the size of its content."""
-    return f"<{len(video)} bytes>" if isinstance(video, bytes) else os.fspath(video)
+File = StrPath | bytes | BinaryIO
 
 
 class DecodeError(RuntimeError):
@@ -41,22 +39,34 @@ class DecodeError(RuntimeError):
 
 @contextmanager
 def decode_errors(name: str) -> Iterator[None]:
-    """Turn what FFmpeg or the file system raises into a `DecodeError` that begins with ``name``."""
+    """Turn what FFmpeg or the file system raises into a `DecodeError` that begins with ``name``.
+
+    PyAV's own lists and fractions do not expect what a damaged file says, which gives the errors
+    of Python as well.
+    """
     try:
         yield
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"{name}: {error.strerror or error}") from error
+    except (LookupError, ValueError, ArithmeticError, MemoryError) as error:
+        raise DecodeError(f"{name}: damaged: {type(error).__name__}: {error}") from error
 
 
-def open_video(
-    video: StrPath | bytes, name: str, *, num_threads: int, approximate: bool = False
+def open_container(
+    file: File, name: str, *, num_threads: int, approximate: bool = False
 ) -> tuple[InputContainer, VideoStream]:
     """Open a file, or the content of one, and its best video stream, as a player would choose."""
-    file: str | io.BytesIO
-    if isinstance(video, bytes):
-        size, file = len(video), io.BytesIO(video)
-    else:  # "file:" keeps a colon in a name from being read as a protocol
-        size, file = os.path.getsize(video), f"file:{os.fspath(video)}"
+    if isinstance(file, bytes):
+        file = io.BytesIO(file)
+    if isinstance(file, (str, os.PathLike)):
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise DecodeError(f"{name}: it is neither a file nor a folder")
+        size = status.st_size
+        file = f"file:{os.fspath(file)}"  # keeps a colon in a name from being read as a protocol
+    else:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
     if size == 0:
         raise DecodeError(f"{name}: the file is empty")
     # Text tags may have any encoding, are of no interest here, and must not raise.
@@ -75,11 +85,12 @@ def _best_stream(
     # The cover picture of a piece of music counts as a video stream of one frame.
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         raise DecodeError(f"{name}: the file holds no video stream")
-    codec: VideoCodecContext | None = stream.codec_context
+    codec = stream.codec_context
     if codec is None:
         raise DecodeError(f"{name}: there is no decoder for the video stream")
     codec.thread_count = num_threads
     codec.thread_type = "SLICE" if num_threads == 1 else "AUTO"
+    codec.flags |= Flags.unaligned  # or the left edge of a crop moves to a multiple of 32 bytes
     if approximate:
         codec.skip_frame = "NONREF"
         codec.options = {"skip_loop_filter": "all"}

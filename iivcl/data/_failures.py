@@ -9,7 +9,9 @@ import tempfile
 import weakref
 from dataclasses import asdict, dataclass
 
-from ._container import StrPath
+from typing_extensions import Self
+
+from iivcl.data._container import StrPath
 
 __all__ = ["Failure", "FailureLog"]
 
@@ -51,6 +53,9 @@ class FailureLog:
         # What an earlier run wrote stays in the file and is not read again.
         self._start = os.path.getsize(self._path) if os.path.exists(self._path) else 0
         self._announced = False
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # a copy of a dataset goes on with its log
 
     def add(self, failure: Failure) -> None:
         """Append one failure; the first of each process is announced at once."""

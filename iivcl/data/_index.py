@@ -1,16 +1,21 @@
-"""Where each frame of a stream is, found from its packets without decoding them."""
+"""Where the frames of a stream are, found from its packets without decoding, and when."""
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-__all__ = ["FrameIndex", "Keyframe", "index_frames"]
+__all__ = ["Clock", "FrameIndex", "Keyframe", "index_frames"]
 
 # Codecs whose every packet is exactly one shown frame. VP8, for one, has hidden packets.
 # fmt: off
@@ -35,31 +40,81 @@ class Keyframe(NamedTuple):
         number: Its place among the frames; that of the next one if it is itself not shown.
         seek_time: Where to seek, in the time base of the stream.
         place: Its place among the packets.
+        pts: Its presentation time.
     """
 
     number: int
     seek_time: int
     place: int
+    pts: int
 
 
-class FrameIndex(NamedTuple):
+@dataclass(frozen=True)
+class Clock:
+    """When the frames of a video are shown.
+
+    Attributes:
+        times: Seconds from the first frame to each frame; nan where the source does not tell.
+        fps: Frames per second, on average.
+        constant: Whether every frame is shown for as long, up to the rounding of the file.
+    """
+
+    times: npt.NDArray[np.float64]
+    fps: float
+    constant: bool = True
+
+    @classmethod
+    def unknown(cls, num_frames: int) -> Clock:
+        """Make the clock of frames without times."""
+        return cls(np.full(num_frames, np.nan), np.nan)
+
+
+@dataclass
+class FrameIndex:
     """The frames of a stream in the order in which the decoder returns them.
 
     Attributes:
-        number_of: From the presentation time of a frame to its number, ascending.
-        keyframes: Where decoding can start, ascending; the first has number 0.
+        pts: Presentation time of each frame; ascending where there are keyframes, as decoded and
+            of any order otherwise.
+        end: When the last frame ends, where the file tells, or when it begins.
+        keyframes: Where decoding can start, ascending, the first with number 0; none where the
+            packets do not prove where the frames are.
         marks_references: Whether frames that no other refers to can be left undecoded.
         packets: All packets in the order of the file; none of a file that is large.
     """
 
-    number_of: dict[int, int]
+    pts: array[int]
+    end: int
     keyframes: list[Keyframe]
-    marks_references: bool
-    packets: list[Packet[VideoStream]]
+    marks_references: bool = False
+    packets: list[Packet[VideoStream]] = field(default_factory=list, repr=False)
 
-    def keyframe_before(self, number: int) -> Keyframe:
-        """Find the last keyframe that is not behind frame ``number``."""
-        return self.keyframes[bisect_right(self.keyframes, number, key=lambda k: k.number) - 1]
+    def numbers(self, first: int = 0, last: int | None = None) -> dict[int, int]:
+        """Map the times of the frames from ``first`` to ``last`` to their numbers."""
+        pts = self.pts[first : None if last is None else last + 1]
+        return dict(zip(pts, range(first, first + len(pts)), strict=True))
+
+    def clock(self, tick: Fraction, declared_rate: Fraction | None) -> Clock:
+        """Say when the frames are shown, where a time counts ``tick`` seconds.
+
+        The declared rate is that of the video where the times agree with it up to rounding, and
+        where they are no times: in some AVIs they run backwards.
+        """
+        count = len(self.pts)
+        ticks = np.array(self.pts) - self.pts[0]
+        last = self.end - self.pts[-1]
+        mean = ticks[-1] / (count - 1) if count > 1 else float(last)  # from frame to frame
+        ascending = (np.diff(ticks) > 0).all() and mean > 0
+        numbers, rates = np.arange(count), [float(declared_rate)] if declared_rate else []
+        if ascending:
+            rates.append(1 / (mean * float(tick)))
+        for rate in rates:
+            if not ascending or (np.abs(ticks - numbers / (rate * float(tick))) <= 1).all():
+                return Clock(numbers / rate, rate)
+        if not ascending:
+            return Clock.unknown(count)
+        duration = (int(ticks[-1]) + (last if last > 0 else mean)) * float(tick)
+        return Clock(ticks * float(tick), count / duration, constant=False)
 
     def runs(self, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, Sequence[int]]]:
         """Split ascending frames where it is shorter to seek a keyframe than to decode on."""
@@ -67,10 +122,13 @@ class FrameIndex(NamedTuple):
         for stop in range(1, len(wanted) + 1):
             # The frame behind the one decoded last comes unsought.
             if stop == len(wanted) or (
-                self.keyframe_before(wanted[stop]).number > wanted[stop - 1] + 1
+                self._keyframe_before(wanted[stop]).number > wanted[stop - 1] + 1
             ):
-                yield self.keyframe_before(wanted[start]), wanted[start:stop]
+                yield self._keyframe_before(wanted[start]), wanted[start:stop]
                 start = stop
+
+    def _keyframe_before(self, number: int) -> Keyframe:
+        return self.keyframes[bisect_right(self.keyframes, number, key=lambda k: k.number) - 1]
 
 
 def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex | None:
@@ -79,35 +137,40 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
     The decoder returns the frames by rising pts, so the i-th smallest pts is frame i: but only
     where each packet is one frame, all pts are there, and they are what the encoder wrote.
     """
-    formats = set(container.format.name.split(","))
     packets: list[_Packet] = []
     kept: list[Packet[VideoStream]] = []
     size = 0
     for p in container.demux(stream):
         if p.dts is None and p.pts is None and not p.size:
             continue  # it ends the stream
-        packets.append(_Packet(p.pts, p.dts, p.is_keyframe, p.is_discard, p.size))
+        packets.append(_Packet(p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard, p.size))
         size += p.size
         if size <= _KEPT_BYTES:
             kept.append(p)
         else:
             kept.clear()
+    formats = set(container.format.name.split(","))
     times = {packet.pts for packet in packets if packet.pts is not None}
     if not times or len(times) < len(packets) or not _packets_are_frames(formats, stream, packets):
         return None
-    # Frames that lead the first keyframe, or a file cut at any place, may be dropped.
-    if not packets[0].is_keyframe or packets[0].pts != min(times):
-        return None
     # An edit list leaves packets out of what is shown: they are decoded, never returned.
-    shown = sorted(times - {packet.pts for packet in packets if packet.is_discard})
+    shown = array("q", sorted(times - {packet.pts for packet in packets if packet.is_discard}))
+    # Frames that lead the first keyframe, or a file cut at any place, may be dropped.
+    if not shown or not packets[0].is_keyframe or packets[0].pts != min(times):
+        return None
     by_dts = "mpegts" in formats  # MPEG-TS is searched by dts, the others by pts
     keyframes = [
-        Keyframe(bisect_left(shown, p.pts), p.dts if by_dts and p.dts is not None else p.pts, place)
+        Keyframe(
+            bisect_left(shown, p.pts),
+            p.dts if by_dts and p.dts is not None else p.pts,
+            place,
+            p.pts,
+        )
         for place, p in enumerate(packets)
         if p.is_keyframe and p.pts is not None
     ]
-    number_of = {pts: number for number, pts in enumerate(shown)}
-    return FrameIndex(number_of, sorted(keyframes), _marks_references(stream), kept)
+    end = shown[-1] + max(p.duration or 0 for p in packets if p.pts == shown[-1])
+    return FrameIndex(shown, end, sorted(keyframes), _marks_references(stream), kept)
 
 
 class _Packet(NamedTuple):
@@ -115,6 +178,7 @@ class _Packet(NamedTuple):
 
     pts: int | None
     dts: int | None
+    duration: int | None
     is_keyframe: bool
     is_discard: bool
     size: int

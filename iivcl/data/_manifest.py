@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._container import StrPath
-from ._folder import IMAGE_SUFFIXES, natural_key
+from iivcl._checks import check_choice
+from iivcl.data._container import StrPath
+from iivcl.data._find_videos import find_videos
+from iivcl.data._pictures import natural_key
+from iivcl.data._tables import csv_rows, numbered_lines, parse_json
 
-__all__ = ["MANIFEST_SUFFIXES", "Manifest", "find_videos", "make_manifest", "read_manifest"]
+__all__ = ["MANIFEST_SUFFIXES", "Manifest", "Row", "as_manifest", "make_manifest", "read_manifest"]
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl")
-# fmt: off
-VIDEO_SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ogv", ".ts", ".webm", ".wmv",
-)
-# fmt: on
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan", re.IGNORECASE)
+
+
+class Row(NamedTuple):
+    """One video of a list, in text; what is empty is not known."""
+
+    path: StrPath
+    label: str = ""
+    group: str = ""
+    split: str = ""
 
 
 class Manifest(NamedTuple):
@@ -35,21 +42,98 @@ class Manifest(NamedTuple):
         ids: (N,) int64; videos of one id show the same thing and are never each other's
             neighbours or negatives. Videos without a group have an id of their own.
         classes: Name of every class, or empty where the source gives numbers only.
+        splits: Which part of the set each video belongs to, such as ``"train"``, empty where it
+            is not said; no entries at all where the source has no such column.
+
+    Example:
+        >>> from iivcl.data import Manifest
+        >>> labels, ids = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1])
+        >>> manifest = Manifest(["a.mp4", "b.mp4", "c.mp4"], labels, ids, ["run", "jump"])
+        >>> train, test = manifest.hold_out(0.4, generator=torch.Generator().manual_seed(0))
+        >>> train.paths, test.paths
+        (['b.mp4', 'c.mp4'], ['a.mp4'])
     """
 
     paths: list[str]
     labels: Tensor
     ids: Tensor
     classes: list[str]
+    splits: Sequence[str] = ()
+
+    def split(self, name: str) -> Manifest:
+        r"""Return the videos of one split, with the labels, classes and ids that they have here.
+
+        Args:
+            name: One of ``splits``.
+
+        Raises:
+            ValueError: There is no such split, or one of its videos shares an id with a video of
+                another split, so that what is learned of the one would be known of the other.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> from iivcl.data import read_manifest
+            >>> file = pathlib.Path(tempfile.mkdtemp()) / "set.csv"
+            >>> _ = file.write_text("path,split\n/a.mp4,train\n/b.mp4,test\n/c.mp4,train\n")
+            >>> read_manifest(file).split("train").paths
+            ['/a.mp4', '/c.mp4']
+        """
+        if not self.splits:
+            raise ValueError("the manifest names no splits; `hold_out` parts it at random")
+        check_choice("name", name, tuple(sorted(set(self.splits) - {""})))
+        mask = torch.tensor([split == name for split in self.splits], device="cpu")
+        inside = set(self.ids[mask].tolist())
+        for path, group, split in zip(self.paths, self.ids.tolist(), self.splits, strict=True):
+            if group in inside and split not in (name, ""):
+                raise ValueError(
+                    f"{path} is of split {split!r}, and its group of split {name!r} as well; "
+                    "put each group into one split"
+                )
+        return _subset(self, mask)
+
+    def hold_out(
+        self, share: float, *, generator: torch.Generator | None = None
+    ) -> tuple[Manifest, Manifest]:
+        """Part the videos at random into those to train on and those to test; no id is in both.
+
+        A random part of single videos would measure memory wherever several show the same thing.
+
+        Args:
+            share: How much of the videos is held out, in (0, 1), as nearly as whole ids allow.
+            generator: Source of randomness.
+
+        Returns:
+            The videos to train on and those held out.
+
+        Raises:
+            ValueError: ``share`` is out of range, or all videos have one id.
+
+        Example:
+            See `Manifest`.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"`share` must be in (0, 1); got {share}")
+        _, group, size = torch.unique(self.ids, return_inverse=True, return_counts=True)
+        if len(size) < 2:
+            raise ValueError(f"at least 2 ids are needed to hold some out; got {len(size)}")
+        device = "cpu" if generator is None else generator.device
+        order = torch.randperm(len(size), generator=generator, device=device).to(size.device)
+        held = torch.zeros_like(size, dtype=torch.bool)
+        held[order] = size[order].cumsum(0) - size[order] / 2 < share * len(group)
+        held[order[0]], held[order[-1]] = True, False  # neither part is ever empty
+        return _subset(self, ~held[group]), _subset(self, held[group])
 
 
 def read_manifest(path: StrPath) -> Manifest:
     r"""Read a list of videos from CSV or JSON lines.
 
-    CSV begins with a header; each JSON line is an object. The keys are ``path`` (relative ones
-    start at the folder of the manifest), ``label`` (a number from 0, or the name of a class) and
-    ``group`` (any text; videos of one group share an id). Only ``path`` is required, other keys
-    are ignored. Class names are numbered in sorted order.
+    CSV begins with a header; each JSON line is an object; both are in UTF-8. The keys are ``path``
+    (relative ones start at the folder of the manifest), ``label``, ``group`` (any text; videos of
+    one group share an id) and ``split`` (any text). Only ``path`` is required, other keys are
+    ignored; what is empty or -1 is unknown.
+
+    Labels that are all whole numbers from 0 stay what they are. Otherwise they are names of
+    classes, numbered in natural order: ``walk 2`` before ``walk 10``.
 
     Args:
         path: File whose name ends in ``.csv`` or ``.jsonl``.
@@ -74,118 +158,87 @@ def read_manifest(path: StrPath) -> Manifest:
     file = Path(path)
     if file.suffix.lower() not in MANIFEST_SUFFIXES:
         raise ValueError(f"`path` must end in .csv or .jsonl; got {os.fspath(path)!r}")
-    rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _json_rows(file)
-    paths: list[str] = []
-    labels: list[str] = []
-    groups: list[str] = []
-    for number, row in rows:
-        where = f"{file}, line {number}"
+    rows: Iterable[tuple[str, Any]] = (
+        csv_rows(file, "path")
+        if file.suffix.lower() == ".csv"
+        else ((where, parse_json(where, line)) for where, line in numbered_lines(file))
+    )
+    found = []
+    for where, row in rows:
         video = row.get("path") if isinstance(row, dict) else None
         if not isinstance(video, str) or not video.strip():
             raise ValueError(f"{where}: a video needs a `path`; got {row!r}")
-        paths.append(os.path.join(file.parent, video.strip()))
-        labels.append(_text(row, "label", where))
-        groups.append(_text(row, "group", where))
-    if not paths:
+        columns = [_text(row, key, where) for key in ("label", "group", "split")]
+        found.append(Row(os.path.join(file.parent, video.strip()), *columns))
+    if not found:
         raise ValueError(f"{file}: lists no videos")
-    return make_manifest(paths, labels, groups)
+    return make_manifest(found)
 
 
-def make_manifest(
-    paths: Sequence[StrPath],
-    labels: Sequence[str] | None = None,
-    groups: Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
-) -> Manifest:
-    """Number the labels and groups, each of N texts, empty where there is none.
+def make_manifest(rows: Iterable[Row], classes: Sequence[str] | None = None) -> Manifest:
+    """Number the labels and groups of a table.
 
-    Labels that are all whole numbers stay what they are; others are names, numbered by their
-    place in ``classes`` or, without it, in sorted order.
+    Labels that are all numbers stay what they are; others are names, numbered by their place in
+    ``classes`` or, without it, in natural order.
     """
-    none = [""] * len(paths)
-    labels, groups = labels or none, groups or none
+    rows = list(rows)
+    known = {row.label for row in rows} - {""}
     if classes is None:
-        numbered = all(label == "" or label.isdecimal() for label in labels)
-        classes = [] if numbered else sorted(set(labels) - {""})
-    class_of = {name: number for number, name in enumerate(classes)}
-    id_of: dict[tuple[str, int], int] = {}
-    ids = [
-        id_of.setdefault((group, -1 if group else place), len(id_of))
-        for place, group in enumerate(groups)
-    ]
+        numbered = all(_NUMBER.fullmatch(label) for label in known)
+        classes = [] if numbered else sorted(known, key=natural_key)
+    number_of = {name: number for number, name in enumerate(classes)}
+    number_of = (number_of or {label: int(Decimal(label)) for label in known}) | {"": -1}
+    id_of: dict[str | int, int] = {}  # of every group, and of every row that has none
+    ids = [id_of.setdefault(row.group or place, len(id_of)) for place, row in enumerate(rows)]
     return Manifest(
-        paths=[os.fspath(path) for path in paths],
+        paths=[os.fspath(row.path) for row in rows],
         labels=torch.tensor(
-            [class_of[x] if x in class_of else int(x or -1) for x in labels], dtype=torch.int64
+            [number_of[row.label] for row in rows], dtype=torch.int64, device="cpu"
         ),
-        ids=torch.tensor(ids, dtype=torch.int64),
+        ids=torch.tensor(ids, dtype=torch.int64, device="cpu"),
         classes=list(classes),
+        splits=[row.split for row in rows] if any(row.split for row in rows) else (),
     )
 
 
-def find_videos(root: StrPath) -> list[str]:
-    """Find the videos of a folder at every depth: files by their suffix, and folders of images.
-
-    A folder counts as a video when it holds images and neither video files nor folders. Names
-    that begin with a dot are passed over.
-
-    Args:
-        root: Folder to search.
-
-    Returns:
-        Paths in natural order: ``2.mp4`` before ``10.mp4``; none when there are no videos.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> from iivcl.data import find_videos
-        >>> root = pathlib.Path(tempfile.mkdtemp())
-        >>> (root / "10.mp4").touch(), (root / "2.avi").touch(), (root / "notes.txt").touch()
-        (None, None, None)
-        >>> [pathlib.Path(path).name for path in find_videos(root)]
-        ['2.avi', '10.mp4']
-    """
-    if not os.path.isdir(root):
-        raise FileNotFoundError(f"`root`: no such folder: {os.fspath(root)}")
-    found: list[str] = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        names = [name for name in names if not name.startswith(".")]
-        videos = [name for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
-        found += [os.path.join(folder, name) for name in videos]
-        if not videos and not subfolders and any(n.lower().endswith(IMAGE_SUFFIXES) for n in names):
-            found.append(folder)
-    return sorted(found, key=natural_key)
+def as_manifest(videos: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifest, bool]:
+    """Return the list of videos, and whether the user gave labels and ids with it."""
+    where = ""
+    if isinstance(videos, (str, os.PathLike)):
+        where = f" in {os.fspath(videos)}"
+        if not os.path.exists(videos):
+            raise FileNotFoundError(f"`videos`: no such file or folder: {os.fspath(videos)}")
+        if os.path.isdir(videos):
+            videos = find_videos(videos)
+        else:
+            listed = os.fspath(videos).lower().endswith(MANIFEST_SUFFIXES)
+            videos = read_manifest(videos) if listed else [videos]
+    manifest = videos if isinstance(videos, Manifest) else make_manifest(map(Row, videos))
+    if not manifest.paths:
+        raise ValueError(f"`videos`: there are no videos{where}")
+    return manifest, manifest is videos
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines, skipinitialspace=True)
-        if "path" not in (reader.fieldnames or []):
-            raise ValueError(
-                f"{file}, line 1: the header must name a column `path`; got {reader.fieldnames}"
-            )
-        for row in reader:
-            yield reader.line_num, row
-
-
-def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not JSON: {error}") from error
+def _subset(manifest: Manifest, mask: Tensor) -> Manifest:
+    rows = mask.nonzero().flatten().tolist()
+    return manifest._replace(
+        paths=[manifest.paths[row] for row in rows],
+        labels=manifest.labels[mask],
+        ids=manifest.ids[mask],
+        splits=[manifest.splits[row] for row in rows] if manifest.splits else (),
+    )
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if value is None or value == -1:
-        return ""
+    """Return one entry of a row as text, the same for CSV and JSON, empty where it is unknown."""
+    value = "" if row.get(key) is None else row[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(f"{where}: `{key}` must be text or a whole number; got {value!r}")
-    return str(value).strip()
+    text = str(value).strip()
+    number = float(text) if _NUMBER.fullmatch(text) else 0
+    if key == "label" and number != -1 and (not 0 <= number < 2**63 or number % 1):
+        wanted = "a name or a whole number from 0, -1 where unknown"
+        raise ValueError(f"{where}: `label` must be {wanted}; got {text!r}")
+    return "" if number == -1 else text

@@ -1,138 +1,152 @@
-"""What a dataset shares with its workers: the epoch, what failed, and what is being read."""
+"""Reading the samples of a dataset in many processes: the epoch, what fails, and who dies."""
 
 from __future__ import annotations
 
 import multiprocessing
+import operator
 import os
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 from torch.utils.data import get_worker_info
+from typing_extensions import Self
 
 from iivcl._checks import check_choice
+from iivcl.data._container import DecodeError, StrPath
+from iivcl.data._failures import Failure, FailureLog
 
-from ._container import DecodeError, StrPath
-from ._failures import Failure, FailureLog
-
-__all__ = ["MAX_SUBSTITUTES", "OnError", "Readings", "shared_zeros"]
+__all__ = ["CrashWatch", "OnError", "Readings", "Shared"]
 
 OnError = Literal["raise", "substitute", "skip"]
-MAX_SUBSTITUTES = 10
+_MAX_SUBSTITUTES = 10
 _MAX_WORKERS = 1024
 _SECONDS_TO_DIE = 1.0
 
+_Attempt = tuple[int, str, Callable[[], Any]]  # a sample, the path of its video, what reads it
 
-class Readings(ABC):
-    """Base of the datasets of clips; their samples are numbered."""
+
+class Shared:
+    """Integers, zeros at first, that a process and its workers read and write in common."""
+
+    def __init__(self, *shape: int) -> None:
+        self.values = torch.zeros(shape, dtype=torch.int64, device="cpu")
+        self.values.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: object) -> Self:
+        copy = type(self)(*self.values.shape)
+        copy.values.copy_(self.values)
+        return copy
+
+
+class Readings:
+    """The epoch, the log of failures and the watch for crashes of one dataset.
+
+    Attributes:
+        failures: What could not be read, by this process and its workers.
+        crashes: What every worker is reading.
+    """
 
     def __init__(self, on_error: OnError, failure_log: StrPath | None) -> None:
-        check_choice("on_error", on_error, ("raise", "substitute", "skip"))
+        check_choice("on_error", on_error, get_args(OnError))
         self._on_error = on_error
-        self._epoch = shared_zeros()
-        self._failures = FailureLog(failure_log)
-        self._in_flight = shared_zeros(_MAX_WORKERS, 2)  # process, sample + 1 (0: none)
+        self._epoch = Shared()
+        self.failures = FailureLog(failure_log)
+        self.crashes = CrashWatch()
 
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of samples in an epoch."""
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch.values)
 
-    @abstractmethod
-    def path(self, index: int) -> str:
-        """Return the path of one video."""
+    def set_epoch(self, epoch: int, num_samples: int) -> None:
+        """Choose the epoch, in running workers as well, and sum up the failures of the last."""
+        epoch = operator.index(epoch)
+        if epoch < 0:
+            raise ValueError(f"`epoch` must be at least 0; got {epoch}")
+        self.failures.summarise(self.epoch, num_samples)
+        self._epoch.values.fill_(epoch)
 
-    def failures(self) -> list[Failure]:
-        """Return every failed reading so far, of this process and its workers."""
-        return self._failures.read()
+    @property
+    def num_substitutes(self) -> int:
+        """How many other samples may be tried for one that cannot be read."""
+        return _MAX_SUBSTITUTES if self._on_error == "substitute" else 0
 
-    @contextmanager
-    def name_crashes(self) -> Iterator[None]:
-        """Turn the death of a worker into a `DecodeError` that names what it was reading.
-
-        A decoder that crashes takes its process with it, and PyTorch's error tells the number of
-        the process alone. Put the loop over the DataLoader inside this context.
-
-        Raises:
-            DecodeError: A worker died while it read a video; it is among `failures` as well.
-
-        Example:
-            >>> import tempfile, torch
-            >>> from iivcl.data import VideoClips, make_synthetic_videos
-            >>> paths = make_synthetic_videos(tempfile.mkdtemp() + "/videos", 2)
-            >>> dataset = VideoClips(paths, num_frames=4, stride=2)
-            >>> with dataset.name_crashes():
-            ...     for clips, index in torch.utils.data.DataLoader(dataset):
-            ...         pass
-        """
-        self._in_flight.zero_()  # of a loader that was left midway
-        try:
-            try:
-                yield
-            except (OSError, EOFError):  # a pipe whose other end is gone, before the signal of it
-                self._wait_for_the_dying()  # and then PyTorch's handler of the signal raises
-                raise
-        except (RuntimeError, OSError, EOFError) as error:
-            causes = {i: f"{self.path(i)}: the process that read it died" for i in self._crashed()}
-            if not causes:
-                raise
-            for index, cause in causes.items():
-                self._record(index, self.path(index), cause)
-            raise DecodeError("; ".join(causes.values())) from error
-
-    def _read_first(self, readings: Iterable[tuple[int, str, Callable[[], Any]]]) -> Any:
-        """Return what the first sample gives that can be read, else raise the last error or skip.
-
-        Args:
-            readings: The number and the path of each sample to try, and what reads it.
-        """
+    def first(self, attempts: Iterable[_Attempt]) -> Any:
+        """Return what the first readable sample gives; else raise the last error, or skip."""
         last: DecodeError | None = None
-        for index, path, read in readings:
+        for index, path, read in attempts:
             try:
-                with self._flying(index):
+                with self.crashes.reading(index):
                     return read()
             except DecodeError as error:
-                self._record(index, path, str(error))
+                self.record(index, path, str(error))
                 last = error
         if self._on_error == "skip":
             return None
         assert last is not None  # there is at least one sample to try
         raise last
 
-    def _record(self, index: int, path: str, cause: str) -> None:
-        self._failures.add(Failure(int(self._epoch), index, path, cause))
+    def record(self, index: int, path: str, cause: str) -> None:
+        """Add a failure of this epoch to the log."""
+        self.failures.add(Failure(self.epoch, index, path, cause))
 
     @contextmanager
-    def _flying(self, index: int) -> Iterator[None]:
+    def name_crashes(self, path_of: Callable[[int], str]) -> Iterator[None]:
+        """Turn the death of a worker into a `DecodeError` that names what it was reading."""
+        self.crashes.forget()  # what a loader left midway was reading
+        try:
+            try:
+                yield
+            except (OSError, EOFError):  # a pipe whose other end is gone, before the signal of it
+                self.crashes.wait_for_the_dying()  # and then PyTorch's handler of the signal raises
+                raise
+        except (RuntimeError, OSError, EOFError) as error:
+            causes = []
+            for index in self.crashes.crashed():
+                path = path_of(index)
+                causes.append(f"{path}: the process that read it died")
+                self.record(index, path, causes[-1])
+            if not causes:
+                raise
+            raise DecodeError("; ".join(causes)) from error
+
+
+class CrashWatch:
+    """What each worker is reading, noted where it outlives the worker."""
+
+    def __init__(self) -> None:
+        self._in_flight = Shared(_MAX_WORKERS, 2)  # process, sample + 1 (0: none)
+
+    @contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Note that this worker reads a sample."""
         worker = get_worker_info()
         if worker is None or worker.id >= _MAX_WORKERS:
             yield
             return
-        slot = self._in_flight[worker.id]
+        slot = self._in_flight.values[worker.id]
         slot[0], slot[1] = os.getpid(), index + 1
         try:
             yield
         finally:
             slot[1] = 0
 
-    def _crashed(self) -> list[int]:
+    def forget(self) -> None:
+        """Forget all that is being read."""
+        self._in_flight.values.zero_()
+
+    def crashed(self) -> list[int]:
         """Find what was being read by processes that are dead."""
         alive = {child.pid for child in multiprocessing.active_children()}
-        return [i - 1 for process, i in self._in_flight.tolist() if i and process not in alive]
+        noted = self._in_flight.values.tolist()
+        return [i - 1 for process, i in noted if i and process not in alive]
 
-    def _wait_for_the_dying(self) -> None:
-        reading = {process for process, i in self._in_flight.tolist() if i}
+    def wait_for_the_dying(self) -> None:
+        """Wait a moment for processes that read to end."""
+        reading = {process for process, i in self._in_flight.values.tolist() if i}
         deadline = time.monotonic() + _SECONDS_TO_DIE
         for child in multiprocessing.active_children():
             if child.pid in reading:
                 child.join(max(0, deadline - time.monotonic()))
-
-
-def shared_zeros(*shape: int) -> Tensor:
-    """Create int64 zeros that a process and its workers read and write in common."""
-    zeros = torch.zeros(shape, dtype=torch.int64)
-    zeros.share_memory_()  # type: ignore[no-untyped-call]
-    return zeros

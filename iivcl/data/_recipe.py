@@ -1,54 +1,75 @@
-"""Which clips are taken of a video and what is made of them: what all datasets of clips share."""
+"""Which clips are taken of one video, and how they are read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from iivcl._checks import check_choice
-
-from ._container import DecodeError
-from ._decode import check_decoding, decode_clips
-from ._reader import Source
-from ._sampling import (
-    SHORT_POLICIES,
+from iivcl.data._container import DecodeError
+from iivcl.data._index_cache import IndexPlace
+from iivcl.data._sampling import (
     ShortPolicy,
     check_clip,
     clip_indices,
+    clip_indices_in_time,
+    last_not_behind,
+    move_to_keyframes,
     random_clip_starts,
     uniform_clip_starts,
 )
+from iivcl.data._video import PixelAspect, Video, check_reading
 
-__all__ = ["ClipRecipe", "Sampling"]
+__all__ = ["ClipRecipe", "check_recipe"]
 
-Sampling = Literal["random", "keyframes", "uniform"] | Callable[..., Tensor]
-_Purpose = Literal["starts", "transform", "substitutes", "order"]
-_PURPOSES = ("starts", "transform", "substitutes", "order")
+_Sampling = Literal["random", "keyframes", "uniform"] | Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipRecipe:
-    """The arguments of `VideoClips` that say how clips are made, with the making.
+    """Which clips are taken of one video, and how they are read.
 
-    Everything random is drawn from (seed, address, purpose), where the address is the numbers that
-    name one reading, such as the epoch and the index of the video.
+    Args:
+        num_frames: T, frames per clip.
+        stride: Frames from one frame of a clip to the next.
+        stride_seconds: The same in seconds, for sets that mix frame rates; instead of ``stride``.
+            Frames are those nearest in time, also where a video's rate varies.
+        clips_per_video: V, clips per video.
+        sampling: ``"random"`` for independent uniform starts; ``"keyframes"`` for the same moved
+            back to keyframes, which decodes faster and varies less; ``"uniform"`` for starts
+            spread evenly over the video, as in evaluation; or a function with the arguments of
+            `random_clip_starts`, such as ``functools.partial(random_clip_starts, power=2.0)``.
+        short: What fills a clip of a video that is too short, as in `clip_indices`.
+        short_side: Scale to this many pixels on the shorter side while decoding, or None.
+        pixels: ``"stored"``, or ``"square"`` as in `read_clips`.
+        approximate: Decode faster and not exactly, as in `read_clips`.
+        keep_index: ``"memory"``, or ``"file"`` as in `open_video`, for long videos.
+
+    Raises:
+        ValueError: A number is out of range, or not exactly one of ``stride`` and
+            ``stride_seconds`` is given.
+
+    Example:
+        >>> from iivcl.data import ClipRecipe
+        >>> ClipRecipe(num_frames=8, stride=4, short_side=128).clips_per_video
+        2
     """
 
     num_frames: int
-    stride: float | None
-    stride_seconds: float | None
-    clips_per_video: int
-    sampling: Sampling
-    short: ShortPolicy
-    short_side: int | None
-    approximate: bool
-    transform: Callable[[Tensor], Any] | None
-    seed: int
+    stride: float | None = None
+    stride_seconds: float | None = None
+    clips_per_video: int = 2
+    sampling: _Sampling = "random"
+    short: ShortPolicy = "loop"
+    short_side: int | None = None
+    pixels: PixelAspect = "stored"
+    approximate: bool = False
+    keep_index: IndexPlace = "memory"
 
     def __post_init__(self) -> None:
         step = self.stride_seconds if self.stride is None else self.stride
@@ -59,62 +80,86 @@ class ClipRecipe:
             )
         if isinstance(self.sampling, str):
             check_choice("sampling", self.sampling, tuple(_SAMPLERS))
-        check_choice("short", self.short, SHORT_POLICIES)
+        check_choice("short", self.short, get_args(ShortPolicy))
         check_clip(self.num_frames, step, self.clips_per_video)
-        check_decoding(self.short_side, num_threads=1)
-        if self.seed < 0:
-            raise ValueError(f"`seed` must be at least 0; got {self.seed}")
+        check_reading(self.short_side, self.pixels)
+        check_choice("keep_index", self.keep_index, get_args(IndexPlace))
 
-    def read(self, source: Source, *address: int) -> Tensor:
-        """Draw the clips of one video and read them."""
+    def indices(self, video: Video, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the frames of the clips of one video.
+
+        Args:
+            video: The open video.
+            generator: Source of randomness; the global one when None.
+
+        Returns:
+            (V, T) int64, each in [0, ``video.num_frames``).
+
+        Raises:
+            DecodeError: ``stride_seconds`` is given, and the video does not tell its rate.
+            ValueError: ``short="error"`` and a clip does not fit.
+        """
         draw = _SAMPLERS[self.sampling] if isinstance(self.sampling, str) else self.sampling
-        at_keyframes = {"keyframes": source.keyframes} if self.sampling == "keyframes" else {}
-        clip: dict[str, Any] = {
-            "num_frames": self.num_frames,
-            "stride": self._stride_in(source),
-        }
-        starts = draw(
-            source.num_frames,
-            clips_per_video=self.clips_per_video,
-            generator=self.generator("starts", *address),
-            **clip,
-            **at_keyframes,
+        clip: dict[str, Any] = {"num_frames": self.num_frames, "stride": self.stride}
+        if self.stride_seconds is not None:
+            clip["stride"] = self.stride_seconds * video.fps
+            if math.isnan(video.fps):
+                raise DecodeError(
+                    f"{video.name}: the frame rate is unknown, so `stride_seconds` has no meaning; "
+                    "give `stride` in frames"
+                )
+        n = video.num_frames
+        starts = draw(n, clips_per_video=self.clips_per_video, generator=generator, **clip)
+        if in_time := self.stride_seconds is not None and not video.constant_rate:
+            # They are those of a steady video of the same length: what is shown then here.
+            starts = last_not_behind(video.times, starts / video.fps)
+            clip["stride"] = self.stride_seconds
+        if self.sampling == "keyframes":
+            starts = move_to_keyframes(starts, video.keyframes)
+        if in_time:
+            return clip_indices_in_time(starts, video.times, video.fps, short=self.short, **clip)
+        return clip_indices(starts, n, short=self.short, **clip)
+
+    def read(self, video: Video, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the clips of one video, and read them.
+
+        Args:
+            video: The open video; ``approximate`` is for whoever opens it.
+            generator: Source of randomness; the global one when None.
+
+        Returns:
+            (V, C, T, H, W) uint8.
+
+        Raises:
+            DecodeError: A frame cannot be decoded, or as in `indices`.
+            ValueError: As in `indices`.
+
+        Example:
+            >>> import numpy as np
+            >>> from iivcl.data import ClipRecipe, open_video
+            >>> with open_video(np.zeros((30, 32, 48, 3), np.uint8)) as video:
+            ...     ClipRecipe(num_frames=4, stride=2).read(video).shape
+            torch.Size([2, 3, 4, 32, 48])
+        """
+        indices = self.indices(video, generator=generator)
+        return video.read(indices, short_side=self.short_side, pixels=self.pixels)
+
+
+def check_recipe(recipe: ClipRecipe) -> ClipRecipe:
+    """Check that a dataset was given a recipe."""
+    if not isinstance(recipe, ClipRecipe):
+        raise TypeError(
+            f"`recipe` must be a ClipRecipe(num_frames=..., stride=...); got {recipe!r}"
         )
-        indices = clip_indices(starts, source.num_frames, short=self.short, **clip)
-        return decode_clips(source, indices, self.short_side)
-
-    def finish(self, clips: Tensor, *address: int) -> Any:
-        """Transform the clips; PyTorch's global random state comes from the address meanwhile."""
-        if self.transform is None:
-            return clips
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.generator("transform", *address).get_state())
-            return self.transform(clips)
-
-    def generator(self, purpose: _Purpose, *address: int) -> torch.Generator:
-        """Seed a generator of its own for each purpose and address."""
-        key = [self.seed, *address, _PURPOSES.index(purpose)]
-        [state] = np.random.SeedSequence(key).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-    def _stride_in(self, source: Source) -> float:
-        if self.stride is not None:
-            return self.stride
-        assert self.stride_seconds is not None  # exactly one is given
-        if source.fps > 0:  # not nan
-            return self.stride_seconds * source.fps
-        raise DecodeError(
-            f"{source.name}: the frame rate is unknown, so `stride_seconds` has no meaning; "
-            "give `stride` in frames"
-        )
+    return recipe
 
 
-def _uniform(video_frames: int, *, generator: torch.Generator, **clip: Any) -> Tensor:
+def _uniform(video_frames: int, *, generator: torch.Generator | None, **clip: Any) -> Tensor:
     return uniform_clip_starts(video_frames, **clip)
 
 
 _SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "random": random_clip_starts,
-    "keyframes": random_clip_starts,
+    "keyframes": random_clip_starts,  # moved afterwards
     "uniform": _uniform,
 }

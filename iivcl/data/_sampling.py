@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice, check_positive, check_shape
+from iivcl._checks import check_at_least, check_choice, check_positive, check_shape
 
-__all__ = ["SHORT_POLICIES", "ShortPolicy", "check_clip", "clip_indices", "random_clip_starts"]
-__all__ += ["uniform_clip_starts"]
+__all__ = ["ShortPolicy", "check_clip", "clip_indices", "clip_indices_in_time"]
+__all__ += ["last_not_behind", "move_to_keyframes", "random_clip_starts", "uniform_clip_starts"]
 
 ShortPolicy = Literal["loop", "clamp", "mirror", "error"]
-SHORT_POLICIES = ("loop", "clamp", "mirror", "error")
 
 
 def random_clip_starts(
@@ -76,11 +76,19 @@ def random_clip_starts(
             f"`min_gap` and `max_gap` must satisfy 0 <= min_gap <= max_gap; "
             f"got {min_gap} and {max_gap}"
         )
-    starts = _draw_starts(num_starts, clips_per_video, power, min_gap, max_gap, generator)
-    if keyframes is None:
-        return starts
-    places = torch.as_tensor(keyframes)
-    return places[torch.searchsorted(places, starts, right=True) - 1]
+    draw = partial(torch.randint, generator=generator, device="cpu")
+    if power == 1 and min_gap == 0 and max_gap is None:
+        starts = draw(num_starts, (clips_per_video,))
+    elif clips_per_video == 2:
+        gap = _draw_gap(num_starts, power, min_gap, max_gap, generator)
+        first = draw(num_starts - gap, (1,)) + torch.tensor([0, gap], device="cpu")
+        starts = first[torch.randperm(2, generator=generator, device="cpu")]
+    else:
+        raise ValueError(
+            "`power`, `min_gap` and `max_gap` describe the gap of a pair: they need "
+            f"`clips_per_video` = 2; got {clips_per_video}"
+        )
+    return starts if keyframes is None else move_to_keyframes(starts, keyframes)
 
 
 def uniform_clip_starts(
@@ -109,9 +117,9 @@ def uniform_clip_starts(
     """
     last = _num_starts(video_frames, num_frames, stride, clips_per_video) - 1
     if clips_per_video == 1:
-        return torch.tensor([last // 2])
+        return torch.tensor([last // 2], device="cpu")
     steps = clips_per_video - 1
-    return (2 * torch.arange(clips_per_video) * last + steps) // (2 * steps)
+    return (2 * torch.arange(clips_per_video, device="cpu") * last + steps) // (2 * steps)
 
 
 def clip_indices(
@@ -146,59 +154,80 @@ def clip_indices(
                 [3, 5, 5, 5]])
     """
     check_shape("starts", starts, "V")
-    check_choice("short", short, SHORT_POLICIES)
+    check_choice("short", short, get_args(ShortPolicy))
     _num_starts(video_frames, num_frames, stride, 1)
     indices = starts[:, None] + _offsets(num_frames, stride)  # (V, T)
-    if short == "loop":
-        return indices % video_frames
-    if short == "clamp":
-        return indices.clamp(max=video_frames - 1)
-    if short == "mirror":
-        indices = indices % max(2 * (video_frames - 1), 1)  # one way and back
-        return torch.minimum(indices, 2 * (video_frames - 1) - indices)
-    if (indices >= video_frames).any():
+    if short == "error" and (indices >= video_frames).any():
         raise ValueError(
             f"a clip of {num_frames} frames at stride {stride} needs frame {int(indices.max())}, "
             f"but the video has {video_frames} frames; choose another `short`"
         )
-    return indices
+    return _fold(indices, video_frames, video_frames - 1, short)
 
 
-def _draw_starts(
+def clip_indices_in_time(
+    starts: Tensor, times: Tensor, fps: float, *, num_frames: int, stride: float, short: ShortPolicy
+) -> Tensor:
+    """Turn clip starts (V,) into the frames (V, T) nearest to ``times[start] + t * stride``.
+
+    ``stride`` is in seconds, and ``short`` means in time what it means in `clip_indices`.
+    """
+    steps = torch.arange(num_frames, dtype=torch.float64, device="cpu") * stride
+    wanted, duration = times[starts][:, None] + steps, len(times) / fps  # (V, T) seconds
+    if short == "error" and (wanted >= duration).any():
+        raise ValueError(
+            f"a clip of {num_frames} frames at stride {stride} s needs the frame at "
+            f"{float(wanted.max()):.3f} s, but the video ends at {duration:.3f} s; choose another "
+            "`short`"
+        )
+    wanted = _fold(wanted, duration, float(times[-1]), short)
+    before = last_not_behind(times, wanted)
+    behind = (before + 1).clamp(max=len(times) - 1)
+    return torch.where(times[behind] - wanted <= wanted - times[before], behind, before)
+
+
+def move_to_keyframes(starts: Tensor, keyframes: Sequence[int]) -> Tensor:
+    """Move each start to the last keyframe that is not behind it."""
+    places = torch.as_tensor(keyframes, device="cpu")
+    return places[last_not_behind(places, starts)]
+
+
+def last_not_behind(ascending: Tensor, values: Tensor) -> Tensor:
+    """Find the last of the ascending numbers that is not above each value."""
+    return (torch.searchsorted(ascending, values, right=True) - 1).clamp(min=0)
+
+
+def _fold(places: Tensor, length: float, last: float, short: ShortPolicy) -> Tensor:
+    """Bring places behind the last frame back into the video."""
+    if short == "loop":
+        return places % length
+    if short == "mirror":
+        places = places % (2 * last or 1)  # one way and back
+        return torch.minimum(places, 2 * last - places)
+    return places.clamp(max=last)
+
+
+def _draw_gap(
     num_starts: int,
-    clips_per_video: int,
     power: float,
     min_gap: int,
     max_gap: int | None,
     generator: torch.Generator | None,
-) -> Tensor:
-    if power == 1 and min_gap == 0 and max_gap is None:
-        return torch.randint(num_starts, (clips_per_video,), generator=generator)
-    if clips_per_video != 2:
-        raise ValueError(
-            "`power`, `min_gap` and `max_gap` describe the gap of a pair: they need "
-            f"`clips_per_video` = 2; got {clips_per_video}"
-        )
-
-    gaps = torch.arange(num_starts, dtype=torch.float64)
+) -> int:
+    gaps = torch.arange(num_starts, dtype=torch.float64, device="cpu")
     weights = 1 - (gaps / num_starts) ** power
     weights[0] /= 2  # a gap of 0 comes from one ordered pair, any other from two
     weights[: min(min_gap, num_starts - 1)] = 0
     if max_gap is not None:
         weights[max_gap + 1 :] = 0
-    gap = int(torch.multinomial(weights, 1, generator=generator))
-    first = int(torch.randint(num_starts - gap, (1,), generator=generator))
-    order = torch.randperm(2, generator=generator)
-    return torch.tensor([first, first + gap])[order]
+    return int(torch.multinomial(weights, 1, generator=generator))
 
 
 def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
     """Check the numbers that say what a clip is."""
-    for name, value in (("num_frames", num_frames), ("clips_per_video", clips_per_video)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {value}")
-    if not 0 < stride < math.inf:
-        raise ValueError(f"`stride` must be above 0 and finite; got {stride}")
+    check_at_least(1, num_frames=num_frames, clips_per_video=clips_per_video)
+    if not (hasattr(stride, "__float__") and 0 < stride < math.inf):
+        raise ValueError(f"`stride` must be above 0 and finite; got {stride!r}")
 
 
 def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:
@@ -211,4 +240,6 @@ def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_vid
 
 
 def _offsets(num_frames: int, stride: float) -> Tensor:
-    return torch.floor(torch.arange(num_frames, dtype=torch.float64) * stride + 0.5).long()
+    return torch.floor(
+        torch.arange(num_frames, dtype=torch.float64, device="cpu") * stride + 0.5
+    ).long()

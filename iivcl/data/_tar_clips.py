@@ -5,39 +5,41 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iivcl import distributed
-
-from ._container import DecodeError, StrPath
-from ._folder import natural_key
-from ._reader import open_source
-from ._readings import MAX_SUBSTITUTES, OnError, Readings, shared_zeros
-from ._recipe import ClipRecipe, Sampling
-from ._sampling import ShortPolicy
-from ._shards import TarSample, list_samples
+from iivcl._checks import check_at_least, check_choice
+from iivcl.data._container import DecodeError, StrPath
+from iivcl.data._draws import Draws
+from iivcl.data._failures import Failure
+from iivcl.data._open_video import open_video
+from iivcl.data._pictures import natural_key
+from iivcl.data._readings import OnError, Readings, Shared
+from iivcl.data._recipe import ClipRecipe, check_recipe
+from iivcl.data._shards import NameEnd, TarSample, list_samples
 
 __all__ = ["TarClips"]
 
-_T = TypeVar("_T")
+_Place = tuple[TarSample, tuple[int, int, int]]  # with its address: epoch, turn, index
 _SHARD_BITS = 32  # a sample's index is its shard's number above, its own number in it below
 
 
-class TarClips(Readings, IterableDataset[Any]):
+class TarClips(IterableDataset[Any]):
     """Clips of videos in tar archives of the WebDataset layout, for sets that are read in order.
 
     A sample is the files of one archive that follow each other and share their name up to the
-    first dot, such as ``000017.mp4`` and ``000017.json``. Archives are plain files, not compressed;
-    they are opened for the headers, and then each video is read into memory as it is needed.
+    first dot, such as ``000017.mp4`` and ``000017.json``. Links to files of the same archive are
+    read as these files. Files that are left out, such as the second video of a sample, are among
+    `failures`. Archives are not compressed; they are opened for the headers, and then each video is
+    read into memory as it is needed.
 
     Every rank reads its own shards of an epoch, dealt anew each epoch. The order of a rank depends
     on (``seed``, epoch) alone: its workers take whole batches in turn, so their number changes
@@ -45,19 +47,13 @@ class TarClips(Readings, IterableDataset[Any]):
 
     Args:
         shards: Archives; or one; or a folder, whose ``.tar`` files are taken in natural order.
+        recipe: Which clips are taken of a video, and how they are read.
         batch_size: Batch size of the DataLoader that reads this.
-        num_frames: T, frames per clip. It and the arguments up to ``transform``, ``failure_log``
-            and ``seed`` are those of `VideoClips`.
-        stride: Frames from one frame of a clip to the next.
-        stride_seconds: The same in seconds, instead of ``stride``.
-        clips_per_video: V, clips per video.
-        sampling: Where the clips begin.
-        short: What fills a clip of a video that is too short.
-        short_side: Scale to this many pixels on the shorter side while decoding, or None.
-        approximate: Decode faster and not exactly.
         transform: Called with the (V, C, T, H, W) uint8 clips; its result is returned instead.
         describe: Called with the other files of a sample, from the rest of the name to the
             content; its result ends the sample: ``lambda files: int(files["cls"])``.
+        name_end: Which dot ends the common part of the names. With the second, ``talk.0.mp4`` and
+            ``talk.1.mp4`` are two samples; with the first they are one, of which one video is read.
         shuffle_buffer: The next sample is drawn from this many; they wait as places in archives,
             which takes little memory. With 0 the shards and samples come in their order.
         length: Samples of every rank per epoch, the same for all so that none waits for another. A
@@ -69,6 +65,7 @@ class TarClips(Readings, IterableDataset[Any]):
             after 10 that cannot; ``"skip"`` returns None, which `collate_clips` leaves out.
         failure_log: File to which every failure is appended as a JSON line.
         seed: Seed of the order, the clip starts and the transform.
+        id_offset: Added to the index that is returned, so that indices of several datasets differ.
         rank: Which of the ranks this is; by default that of the process group.
         world_size: Number of ranks; by default that of the process group.
 
@@ -83,12 +80,13 @@ class TarClips(Readings, IterableDataset[Any]):
 
     Example:
         >>> import tarfile, tempfile, torch
-        >>> from iivcl.data import TarClips, make_synthetic_videos
+        >>> from iivcl.data import ClipRecipe, TarClips, make_synthetic_videos
         >>> folder = tempfile.mkdtemp()
         >>> with tarfile.open(folder + "/0.tar", "w") as archive:
         ...     for number, path in enumerate(make_synthetic_videos(folder + "/videos", 6)):
         ...         archive.add(path, f"{number:06d}.mp4")
-        >>> dataset = TarClips(folder, batch_size=2, num_frames=4, stride=2)
+        >>> recipe = ClipRecipe(num_frames=4, stride=2)
+        >>> dataset = TarClips(folder, recipe, batch_size=2)
         >>> loader = torch.utils.data.DataLoader(dataset, batch_size=2)
         >>> [tuple(clips.shape) for clips, index in loader]
         [(2, 2, 3, 4, 48, 48), (2, 2, 3, 4, 48, 48), (2, 2, 3, 4, 48, 48)]
@@ -101,46 +99,32 @@ class TarClips(Readings, IterableDataset[Any]):
     def __init__(
         self,
         shards: StrPath | Sequence[StrPath],
+        recipe: ClipRecipe,
         *,
         batch_size: int,
-        num_frames: int,
-        stride: float | None = None,
-        stride_seconds: float | None = None,
-        clips_per_video: int = 2,
-        sampling: Sampling = "random",
-        short: ShortPolicy = "loop",
-        short_side: int | None = None,
-        approximate: bool = False,
         transform: Callable[[Tensor], Any] | None = None,
         describe: Callable[[dict[str, bytes]], Any] | None = None,
+        name_end: NameEnd = "first_dot",
         shuffle_buffer: int = 1000,
         length: int | None = None,
         on_error: OnError = "raise",
         failure_log: StrPath | None = None,
         seed: int = 0,
+        id_offset: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        super().__init__(on_error, failure_log)
-        self._recipe = ClipRecipe(
-            num_frames=num_frames,
-            stride=stride,
-            stride_seconds=stride_seconds,
-            clips_per_video=clips_per_video,
-            sampling=sampling,
-            short=short,
-            short_side=short_side,
-            approximate=approximate,
-            transform=transform,
-            seed=seed,
-        )
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("shuffle_buffer", shuffle_buffer, 0),
-            ("length", length, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` must be at least {least}; got {value}")
+        self._readings = Readings(on_error, failure_log)
+        self._recipe = check_recipe(recipe)
+        self._transform, self._describe = transform, describe
+        self._draws = Draws(seed)
+        check_choice("name_end", name_end, get_args(NameEnd))
+        self._list_samples = partial(list_samples, name_end=name_end)
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, shuffle_buffer=shuffle_buffer, id_offset=id_offset)
+        self._batch_size = batch_size
+        self._shuffle_buffer = shuffle_buffer
+        self._id_offset = id_offset
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
         if not 0 <= self._rank < self._world_size:
@@ -153,11 +137,14 @@ class TarClips(Readings, IterableDataset[Any]):
                 f"`shards`: {self._world_size} ranks need at least as many shards; "
                 f"got {len(self._shards)}"
             )
-        self._length = self._count() if length is None else length
-        self._start = shared_zeros()
-        self._batch_size = batch_size
-        self._describe = describe
-        self._shuffle_buffer = shuffle_buffer
+        if length is None:
+            total = sum(len(self._list_samples(shard)) for shard in self._shards)
+            if total < self._world_size:
+                raise ValueError(f"`shards`: {total} samples for {self._world_size} ranks")
+            length = total // self._world_size
+        check_at_least(1, length=length)
+        self._length = length
+        self._start = Shared()
 
     def __len__(self) -> int:
         return self._length
@@ -165,8 +152,16 @@ class TarClips(Readings, IterableDataset[Any]):
     def path(self, index: int) -> str:
         """Return the path of one video: that of its archive and its name in it."""
         shard, number = index >> _SHARD_BITS, index % (1 << _SHARD_BITS)
-        samples = list_samples(self._shards[shard])
+        samples = self._list_samples(self._shards[shard])
         return samples[min(number, len(samples) - 1)].path  # the last one is the damage, if any
+
+    def failures(self) -> list[Failure]:
+        """Return every failed reading so far, of this process and its workers."""
+        return self._readings.failures.read()
+
+    def name_crashes(self) -> AbstractContextManager[None]:
+        """Turn the death of a worker into a `DecodeError`, as `VideoClips.name_crashes` does."""
+        return self._readings.name_crashes(self.path)
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
         """Choose the epoch that comes next, in running workers as well, and where it begins.
@@ -180,110 +175,67 @@ class TarClips(Readings, IterableDataset[Any]):
         """
         if not 0 <= start <= len(self):
             raise ValueError(f"`start` must be in [0, {len(self)}]; got {start}")
-        self._failures.summarise(int(self._epoch), len(self))
-        self._epoch.fill_(epoch)
-        self._start.fill_(start)
+        self._readings.set_epoch(epoch, len(self))
+        self._start.values.fill_(start)
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
-        number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        substitutes = MAX_SUBSTITUTES if self._on_error == "substitute" else 0
-        order = _with_following(self._order(int(self._epoch)), substitutes)
-        order = itertools.islice(order, int(self._start), self._length)
-        for place, places in enumerate(order):
-            if place // self._batch_size % num_workers == number:
-                yield self._read_first(
-                    (p.index, p.sample.path, partial(self._read, p)) for p in places
+        worker_id, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        ahead = itertools.tee(self._order(self._readings.epoch), 1 + self._readings.num_substitutes)
+        # Each sample comes with those that may take its place: the ones behind it.
+        runs = zip(*(itertools.islice(it, k, None) for k, it in enumerate(ahead)), strict=False)
+        for number, places in enumerate(
+            itertools.islice(runs, int(self._start.values), self._length)
+        ):
+            if number // self._batch_size % num_workers == worker_id:
+                yield self._readings.first(
+                    (address[-1], sample.path, partial(self._read, sample, address))
+                    for sample, address in places
                 )
 
     def _order(self, epoch: int) -> Iterator[_Place]:
         """Yield the samples of this rank, without end: those of its shards, then of others."""
         for turn in itertools.count():
-            generator = self._recipe.generator("order", epoch, turn)
+            generator = self._draws.generator("order", epoch, turn)
             order = list(range(len(self._shards)))
             if self._shuffle_buffer:
-                order = torch.randperm(len(order), generator=generator).tolist()
+                order = torch.randperm(len(order), generator=generator, device="cpu").tolist()
             places = (
-                _Place(epoch, turn, (shard << _SHARD_BITS) + number, sample)
+                (sample, (epoch, turn, (shard << _SHARD_BITS) + number))
                 for shard in order[self._rank :: self._world_size]
-                for number, sample in enumerate(list_samples(self._shards[shard]))
+                for number, sample in enumerate(self._list_samples(self._shards[shard]))
             )
-            found = False
-            for place in _shuffled(places, self._shuffle_buffer, generator):
-                found = True
-                yield place
-            if not found:
+            draw = random.Random(generator.initial_seed()).randrange
+            buffer = list(itertools.islice(places, self._shuffle_buffer or 1))
+            if not buffer:
                 raise DecodeError(f"the shards of rank {self._rank} hold no samples")
+            while buffer:
+                at = draw(len(buffer))
+                yield buffer[at]
+                buffer[at : at + 1] = itertools.islice(places, 1)  # the next one, while there is
 
-    def _read(self, place: _Place) -> tuple[Any, ...]:
-        recipe, sample = self._recipe, place.sample
-        address = place.epoch, place.turn, place.index
-        if sample.damage or sample.video is None:
+    def _read(self, sample: TarSample, address: tuple[int, int, int]) -> tuple[Any, ...]:
+        for name, cause in sample.unread if self._describe is None else sample.lost:
+            path = f"{sample.shard}/{name}"
+            self._readings.record(address[-1], path, f"{path}: {cause}")
+        if not sample.videos:
             raise DecodeError(f"{sample.path}: {sample.damage or 'the sample holds no video'}")
-        files = sample.read([sample.video] if self._describe is None else sample.files)
-        video = files.pop(sample.video)
-        with open_source(video, name=sample.path, approximate=recipe.approximate) as source:
-            clips = recipe.read(source, *address)
-        clips = recipe.finish(clips, *address)
-        if self._describe is None:
-            return clips, place.index
-        return clips, place.index, self._describe(files)
-
-    def _count(self) -> int:
-        total = sum(len(list_samples(shard)) for shard in self._shards)
-        if total < self._world_size:
-            raise ValueError(f"`shards`: {total} samples for {self._world_size} ranks")
-        return total // self._world_size
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A sample's place in the order of a rank."""
-
-    epoch: int
-    turn: int  # how often the rank has read all its shards in this epoch
-    index: int
-    sample: TarSample
+        files = sample.read(sample.videos[:1] if self._describe is None else sample.files)
+        content = files.pop(sample.videos[0])
+        approximate = self._recipe.approximate
+        with open_video(content, name=sample.path, approximate=approximate) as video:
+            clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
+        clips = self._draws.transform(clips, self._transform, *address)
+        number = address[-1] + self._id_offset
+        return (clips, number) if self._describe is None else (clips, number, self._describe(files))
 
 
 def _find_shards(shards: StrPath | Sequence[StrPath]) -> list[str]:
-    if not isinstance(shards, (str, os.PathLike)):
-        found = [os.fspath(shard) for shard in shards]
-    elif os.path.isdir(shards):
-        found = sorted(map(str, Path(shards).glob("*.tar")), key=natural_key)
-    else:
-        found = [os.fspath(shards)]
+    if isinstance(shards, (str, os.PathLike)):
+        archives = sorted(map(str, Path(shards).glob("*.tar")), key=natural_key)
+        shards = archives if os.path.isdir(shards) else [shards]
+    found = [os.fspath(shard) for shard in shards]
     for shard in found:
         if not os.path.isfile(shard):
             raise FileNotFoundError(f"`shards`: no such file: {shard}")
     return found
-
-
-def _shuffled(items: Iterable[_T], size: int, generator: torch.Generator) -> Iterator[_T]:
-    """Yield each item once, always one drawn from the next ``size``."""
-    if size == 0:
-        yield from items
-        return
-    draw = random.Random(generator.initial_seed()).randrange
-    buffer: list[_T] = []
-    for item in items:
-        if len(buffer) < size:
-            buffer.append(item)
-            continue
-        place = draw(size)
-        yield buffer[place]
-        buffer[place] = item
-    while buffer:
-        place = draw(len(buffer))
-        buffer[place], buffer[-1] = buffer[-1], buffer[place]
-        yield buffer.pop()
-
-
-def _with_following(items: Iterable[_T], count: int) -> Iterator[tuple[_T, ...]]:
-    """Yield every item with the ``count`` items behind it."""
-    window: deque[_T] = deque()
-    for item in items:
-        window.append(item)
-        if len(window) > count:
-            yield tuple(window)
-            window.popleft()

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._checks import check_choice
-from ..distributed import all_gather_cat
+from iivcl._checks import check_choice
+from iivcl.distributed import all_gather_cat, world_size
 
 __all__ = ["Features", "extract_features"]
 
@@ -38,9 +39,9 @@ def extract_features(
     """Run a frozen model over a loader and keep one feature per video.
 
     The model runs in eval mode without gradients, and every submodule is put back in the mode it
-    was in. The features of the V clips of a video are averaged. Rows are sorted by index, and a
-    video that the loader gives twice, as ``DistributedSampler`` does to even out its shards, counts
-    once.
+    was in. The features of the V clips of a video are averaged. Rows are sorted by index. A video
+    that comes twice, as from ``DistributedSampler`` to even out its shards, counts once. Different
+    videos of one index, as in a ``ConcatDataset`` whose parts all count from 0, are refused.
 
     The published protocol asks for the pooled output of the encoder, before the projection head,
     from 10 clips per video. Put the evaluation transform in the dataset, or in front of the model:
@@ -53,13 +54,16 @@ def extract_features(
             ``(B, C, T, H, W)``, the others ``(B,)`` integers. Ids are not used.
         device: Where the clips are moved.
         distributed: ``"local"`` returns what this process has read. ``"gather"`` returns the
-            videos of all ranks on every rank, and must be called by all of them.
+            videos of all ranks on every rank, and must be called by all of them; a rank may have
+            none.
 
     Returns:
         The features, indices and labels of all videos.
 
     Raises:
-        ValueError: The loader gives nothing, or elements of another form.
+        ValueError: The loader gives nothing, or elements of another form, or one index to videos
+            of different features (beyond rounding) or labels. Of as many repeats over all ranks as
+            a ``DistributedSampler`` makes, fewer than ranks, only the labels are compared.
 
     Example:
         >>> import torch
@@ -82,30 +86,58 @@ def extract_features(
     finally:
         for module, training in modes:
             module.training = training
-    if not batches:
-        raise ValueError("`loader` gave no batch; check that the dataset is not empty")
 
     columns = [torch.cat(column) for column in zip(*batches, strict=True)]
     if distributed == "gather":
-        columns = [all_gather_cat(column.to(device)).cpu() for column in columns]
-    features, indices, *labels = columns
-    order = indices.argsort(stable=True)
-    is_first = indices[order].diff(prepend=indices.new_tensor([-1])) != 0
-    rows = order[is_first]
-    return Features(features[rows], indices[rows], labels[0][rows] if labels else None)
+        columns = _gather(columns, device)
+    if not columns:
+        raise ValueError("`loader` gave no batch; check that the dataset is not empty")
+    order = columns[1].argsort(stable=True)
+    features, indices, *labels = (column[order] for column in columns)
+    is_repeat = indices.diff(prepend=indices[:1] - 1) == 0
+    _check_repeats(is_repeat, features, indices, labels, distributed)
+    features, indices, *labels = (column[~is_repeat] for column in (features, indices, *labels))
+    return Features(features, indices, labels[0] if labels else None)
+
+
+def _gather(columns: list[Tensor], device: torch.device | str) -> list[Tensor]:
+    """Concatenate the columns of all ranks; a rank that has none takes part with no rows."""
+    if world_size() > 1:
+        heads: list[list[Tensor]] = [[] for _ in range(world_size())]
+        dist.all_gather_object(heads, [column[:0] for column in columns])
+        columns = columns or max(heads, key=len)
+    return [all_gather_cat(column.to(device)).cpu() for column in columns]
+
+
+def _check_repeats(
+    is_repeat: Tensor, features: Tensor, indices: Tensor, labels: list[Tensor], distributed: str
+) -> None:
+    """Refuse rows that have the index of the row before, (N,) bool, but are of another video."""
+    repeats = is_repeat.nonzero()[:, 0]
+    spread = (features[repeats] - features[repeats - 1]).norm(dim=1)
+    differs = spread > 1e-3 * features[repeats].norm(dim=1)
+    # A sampler's repeats are the same video, but perhaps other clips of it.
+    differs &= len(repeats) >= (world_size() if distributed == "gather" else 1)
+    for column in labels:
+        differs |= column[repeats] != column[repeats - 1]
+    if differs.any():
+        raise ValueError(
+            f"`loader` gave index {int(indices[repeats[differs]][0])} to videos of different "
+            f"features or labels ({int(differs.sum())} such rows in all). Give datasets that are "
+            "joined an `id_offset` each; a video that comes twice must come with the same clips"
+        )
 
 
 def _video_features(model: nn.Module, clips: Tensor) -> Tensor:
     """Average the features of the V clips of each video: (B, [V,] C, T, H, W) -> (B, D)."""
     views = clips.shape[1] if clips.ndim == 6 else 1
-    features = model(clips.flatten(0, 1) if clips.ndim == 6 else clips)  # (B * V, D)
+    features: Tensor = model(clips.flatten(0, 1) if clips.ndim == 6 else clips)  # (B * V, D)
     if features.ndim != 2 or len(features) != len(clips) * views:
         raise ValueError(
             f"`model` must map clips (B, C, T, H, W) to features (B, D); "
             f"got {tuple(features.shape)} from B={len(clips) * views}"
         )
-    mean: Tensor = features.float().reshape(len(clips), views, -1).mean(dim=1)
-    return mean.cpu()
+    return features.float().reshape(len(clips), views, -1).mean(dim=1).cpu()
 
 
 def _check_element(element: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -1,81 +1,32 @@
-"""Retrieval and nearest-neighbour classification by cosine similarity."""
+"""The nearest rows of a gallery by cosine similarity, and the class that they vote for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_floating, check_ids, check_positive, check_same_device, check_shape
-from ..queues import exact_topk
+from iivcl._checks import (
+    check_at_least,
+    check_embeddings,
+    check_positive,
+    check_same_device,
+    check_shape,
+    unit_rows,
+)
+from iivcl.evaluation._rows import check_ks, check_labeled, rows_that_count, warn_of_rows
+from iivcl.queues import exact_topk
 
-__all__ = ["knn_classify", "retrieval_recall"]
-
-
-@torch.no_grad()
-def retrieval_recall(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor,
-    gallery_labels: Tensor,
-    *,
-    ks: Sequence[int] = (1, 5, 10, 20, 50),
-    center: bool = False,
-) -> dict[int, float]:
-    """Measure how often one of the k nearest gallery videos shares the class of the query.
-
-        R@k = mean over queries of [ any of the k most similar gallery rows has the query's label ]
-
-    Similarity is the cosine, in float32. On UCF101 and HMDB51 the queries are the test videos and
-    the gallery the training videos of split 1.
-
-    Args:
-        query: Features ``(N, D)``.
-        query_labels: ``(N,)`` integers.
-        gallery: Features ``(M, D)``.
-        gallery_labels: ``(M,)`` integers.
-        ks: Numbers of neighbours, each in [1, M]. A k above M is refused, because its recall would
-            be reported under a k that was not measured.
-        center: Subtract from each side its own mean first, as CoCLR and SCE do and IIC and TCLR do
-            not. It changes the figures, so say which was used.
-
-    Returns:
-        Recall in [0, 1] for every k.
-
-    Raises:
-        ValueError: A shape does not fit, or a k is outside [1, M].
-
-    Example:
-        >>> import torch
-        >>> gallery = torch.eye(3)
-        >>> query = torch.tensor([[1.0, 0.2, 0.0], [0.0, 0.9, 1.0]])
-        >>> retrieval_recall(
-        ...     query, torch.tensor([0, 1]), gallery, torch.tensor([0, 1, 2]), ks=(1, 2)
-        ... )
-        {1: 0.5, 2: 1.0}
-
-    Source:
-        Xu et al., "Self-Supervised Spatiotemporal Learning via Video Clip Order Prediction",
-        CVPR 2019, section 4.3; centring: Han et al., "CoCLR", arXiv 2010.09709.
-    """
-    _check_sides(query, gallery, gallery_labels)
-    check_ids("query_labels", query_labels, len(query), "query")
-    check_same_device("query_labels", query_labels, "query", query)
-    for k in ks:
-        _check_k("ks", k, len(gallery))
-    if center:
-        query, gallery = query - query.mean(dim=0), gallery - gallery.mean(dim=0)
-    _, indices = _nearest(query, gallery, max(ks))
-    hit = gallery_labels[indices] == query_labels[:, None]  # (N, max k), nearest first
-    return {k: hit[:, :k].any(dim=1).double().mean().item() for k in ks}
+__all__ = ["knn_classify"]
 
 
 @torch.no_grad()
 def knn_classify(
     query: Tensor,
-    gallery: Tensor,
+    gallery: Tensor | None,
     gallery_labels: Tensor,
     *,
     num_classes: int | None = None,
@@ -87,18 +38,21 @@ def knn_classify(
         score(c) = sum over the k nearest n with label c of exp(cos(q, n) / temperature), / sum
 
     Args:
-        query: Features ``(N, D)``.
-        gallery: Features ``(M, D)``.
-        gallery_labels: ``(M,)`` integers in [0, ``num_classes``).
+        query: Features ``(N, D)``. A row that is not finite gets scores of NaN, with a warning.
+        gallery: Features ``(M, D)``, or None to leave one out: the queries are the gallery, and
+            none votes for itself. A row that is not finite has no vote, with a warning.
+        gallery_labels: ``(M,)`` integers in [0, ``num_classes``). A row with -1, unknown, has no
+            vote.
         num_classes: Number of classes; by default the largest label plus one.
-        k: Number of neighbours, in [1, M]: 200 by custom, 20 for small sets.
+        k: Number of neighbours, in [1, rows that have a vote]: 200 by custom, 20 for small sets.
         temperature: Above 0; a smaller one listens more to the nearest.
 
     Returns:
         Scores ``(N, num_classes)`` float32, each row summing to 1; see `topk_accuracy`.
 
     Raises:
-        ValueError: A shape does not fit, or ``k`` or ``temperature`` is out of range.
+        ValueError: A shape does not fit, a label, ``k`` or ``temperature`` is out of range, or no
+            row has a vote.
 
     Example:
         >>> import torch
@@ -110,38 +64,79 @@ def knn_classify(
         Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
         arXiv 1805.01978, section 3.4.
     """
-    _check_sides(query, gallery, gallery_labels)
-    _check_k("k", k, len(gallery))
     check_positive("temperature", temperature)
-    if num_classes is None:
-        num_classes = int(gallery_labels.max()) + 1
-    similarity, indices = _nearest(query, gallery, k)
+    check_at_least(1, k=k)
+    check_features(query, gallery)
+    name, features = ("query", query) if gallery is None else ("gallery", gallery)
+    voters = take_side(name, features, "gallery_labels", gallery_labels, num_classes=num_classes)
+    voters = voters._replace(leave_one_out=gallery is None)
+    check_k("k", [k], voters)
+    sound = query.isfinite().all(dim=1)
+    warn_of_rows("query", sound, "get scores of NaN")
+    places = torch.arange(len(query), device=query.device)
+    queries = Side(unit_rows(query.masked_fill(~sound[:, None], 0.0)).float(), places, places)
+    similarity, indices = nearest(queries, voters, k)
     weights = F.softmax(similarity / temperature, dim=1)  # (N, k)
-    scores = weights.new_zeros(len(query), num_classes)
-    return scores.scatter_add_(1, gallery_labels[indices].long(), weights)
+    classes = int(voters.labels.max()) + 1 if num_classes is None else num_classes
+    scores = weights.new_zeros(len(query), classes)
+    scores.scatter_add_(1, voters.labels[indices], weights)
+    return scores.masked_fill_(~sound[:, None], torch.nan)
 
 
-def _nearest(query: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+class Side(NamedTuple):
+    """Features of unit length ``(N, D)``, their labels, and their places in what was given.
+
+    Of a gallery that is to leave one out, a row is not found by the query of the same place.
+    """
+
+    unit: Tensor
+    labels: Tensor
+    places: Tensor
+    leave_one_out: bool = False
+
+
+def take_side(
+    name: str,
+    features: Tensor,
+    labels_name: str,
+    labels: Tensor,
+    *,
+    num_classes: int | None = None,
+    center: bool = False,
+) -> Side:
+    """Keep the rows that count, without their mean when it is to be taken off."""
+    check_labeled(name, features, "N D", labels_name, labels)
+    labels, sound = labels.long(), features.isfinite().all(dim=1)
+    rows = rows_that_count(name, sound, labels_name, labels, num_classes)
+    features = features[rows]
+    if center:
+        features = unit_rows(features.flatten()).view_as(features)  # sums of large numbers overflow
+        features = features - features.mean(dim=0)
+    return Side(unit_rows(features).float(), labels[rows], rows)
+
+
+def nearest(query: Side, gallery: Side, k: int) -> tuple[Tensor, Tensor]:
     """Find cosine and row ``(N, k)`` of the k nearest gallery rows."""
-    query, gallery = F.normalize(query.float(), dim=1), F.normalize(gallery.float(), dim=1)
+    found = []
     # The k rows of every query are gathered at once, so the queries come in parts.
-    parts = [exact_topk(part, gallery, k) for part in torch.split(query, 256)]
-    similarity, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+    for unit, own in zip(torch.split(query.unit, 256), torch.split(query.places, 256), strict=True):
+        mask = own[:, None] != gallery.places if gallery.leave_one_out else None
+        found.append(exact_topk(unit, gallery.unit, k, mask=mask))
+    similarity, indices = (torch.cat(column) for column in zip(*found, strict=True))
     return similarity, indices
 
 
-def _check_sides(query: Tensor, gallery: Tensor, gallery_labels: Tensor) -> None:
-    check_shape("query", query, "N D")
-    check_floating("query", query)
-    check_shape("gallery", gallery, "M D", D=(query.shape[1], "query"))
-    check_floating("gallery", gallery)
-    check_same_device("gallery", gallery, "query", query)
-    check_ids("gallery_labels", gallery_labels, len(gallery), "gallery")
-    check_same_device("gallery_labels", gallery_labels, "gallery", gallery)
+def check_features(query: Tensor, gallery: Tensor | None) -> None:
+    """Check the features of both sides."""
+    check_embeddings("query", query, "N D")
     if len(query) == 0:
         raise ValueError("`query` has no rows")
+    if gallery is not None:
+        check_shape("gallery", gallery, "M D", D=(query.shape[1], "query"))
+        check_same_device("gallery", gallery, "query", query)
 
 
-def _check_k(name: str, k: int, rows: int) -> None:
-    if not 1 <= k <= rows:
-        raise ValueError(f"`{name}` must be in [1, {rows}] (rows of `gallery`); got {k}")
+def check_k(name: str, ks: Sequence[int], gallery: Side) -> None:
+    """Check numbers of neighbours."""
+    what = "other rows of `query`" if gallery.leave_one_out else "rows of `gallery`"
+    check_ks(name, ks, len(gallery.unit) - gallery.leave_one_out, f"{what} that count")

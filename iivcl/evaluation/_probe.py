@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features."""
+"""A linear classifier on frozen features, and how well scores of classes fit the labels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._checks import check_floating, check_ids, check_same_device, check_shape
+from iivcl.evaluation._rows import (
+    Average,
+    check_ks,
+    check_labeled,
+    mean_at,
+    rows_that_count,
+)
 
-__all__ = ["fit_linear_probe", "topk_accuracy"]
+__all__ = ["confusion_matrix", "fit_linear_probe", "topk_accuracy"]
 
 
 def fit_linear_probe(
@@ -34,7 +40,8 @@ def fit_linear_probe(
 
     Args:
         features: ``(N, D)``.
-        labels: ``(N,)`` integers in [0, ``num_classes``).
+        labels: ``(N,)`` integers in [0, ``num_classes``); rows with -1, unknown, are left out, as
+            are rows that are not finite, with a warning.
         num_classes: Number of classes; by default the largest label plus one.
         weight_decay: Strength of the penalty, at least 0. With 0 and separable classes there is no
             finite solution, and the weights grow until ``max_iterations``.
@@ -44,7 +51,7 @@ def fit_linear_probe(
         Linear layer ``(D) -> (num_classes)`` in float32 on the device of the features.
 
     Raises:
-        ValueError: A shape does not fit, or an argument is out of range.
+        ValueError: A shape does not fit, a label or an argument is out of range, or no row is left.
 
     Example:
         >>> import torch
@@ -53,25 +60,25 @@ def fit_linear_probe(
         >>> probe(torch.tensor([[-3.0], [0.5]])).argmax(dim=1)
         tensor([0, 1])
     """
-    check_shape("features", features, "N D")
-    check_floating("features", features)
-    check_ids("labels", labels, len(features), "features")
-    check_same_device("labels", labels, "features", features)
+    check_labeled("features", features, "N D", "labels", labels)
     if weight_decay < 0:
         raise ValueError(f"`weight_decay` must be at least 0; got {weight_decay}")
+    labels = labels.long()
+    sound = features.isfinite().all(dim=1)
+    rows = rows_that_count("features", sound, "labels", labels, num_classes)
+    features, labels = features.detach()[rows].float(), labels[rows]
     if num_classes is None:
         num_classes = int(labels.max()) + 1
 
-    features = features.detach().float()
-    std, mean = torch.std_mean(features, dim=0, correction=0)  # (D,)
+    # The squares of any finite number fit into float32 once its column's largest is divided out.
+    largest = features.abs().amax(dim=0).clamp(min=torch.finfo(torch.float32).tiny)  # (D,)
+    std, mean = torch.std_mean(features / largest, dim=0, correction=0)  # (D,)
     # A feature that is constant but for rounding is left at about 0, not blown up to unit size.
     std = torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))
-    z = (features - mean) / std
+    z = (features / largest - mean) / std
     probe = nn.Linear(features.shape[1], num_classes, device="meta")  # draws nothing
     probe = probe.to_empty(device=features.device)
-    weight, bias = probe.weight, probe.bias
-    nn.init.zeros_(weight)
-    nn.init.zeros_(bias)
+    weight, bias = nn.init.zeros_(probe.weight), nn.init.zeros_(probe.bias)
     optimizer = torch.optim.LBFGS(
         probe.parameters(),
         max_iter=max_iterations,
@@ -82,34 +89,41 @@ def fit_linear_probe(
     )
 
     def objective() -> Tensor:
-        loss = F.cross_entropy(probe(z), labels.long()) + weight_decay / 2 * weight.square().sum()
+        loss = F.cross_entropy(probe(z), labels) + weight_decay / 2 * weight.square().sum()
         weight.grad, bias.grad = torch.autograd.grad(loss, (weight, bias))
         return loss
 
     with torch.enable_grad():
         optimizer.step(objective)  # type: ignore[no-untyped-call]
     with torch.no_grad():  # W (x - mean) / std + b = (W / std) x + (b - (W / std) mean)
-        weight.div_(std)
-        bias.sub_(weight @ mean)
+        bias.sub_((weight / std) @ mean)
+        weight.div_(std).div_(largest)
     return probe.requires_grad_(False)
 
 
 @torch.no_grad()
 def topk_accuracy(
-    scores: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 5)
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    ks: Sequence[int] = (1, 5),
+    average: Average = "videos",
 ) -> dict[int, float]:
     """Measure how often the label is among the k classes with the highest scores.
 
     Args:
-        scores: ``(N, num_classes)``: logits, probabilities or votes.
-        labels: ``(N,)`` integers.
+        scores: ``(N, num_classes)``: logits, probabilities or votes. Rows whose highest score is
+            not finite are left out, with a warning.
+        labels: ``(N,)`` integers in [0, ``num_classes``); rows with -1, unknown, are left out.
         ks: Numbers of classes, each in [1, ``num_classes``].
+        average: The mean over all ``"videos"``, or over the means of the ``"classes"``, in which a
+            rare class weighs as much as a frequent one.
 
     Returns:
         Accuracy in [0, 1] for every k.
 
     Raises:
-        ValueError: A shape does not fit, or a k is out of range.
+        ValueError: A shape does not fit, a label or a k is out of range, or no row is left.
 
     Example:
         >>> import torch
@@ -117,13 +131,46 @@ def topk_accuracy(
         >>> topk_accuracy(scores, torch.tensor([1, 2]), ks=(1, 2))
         {1: 0.5, 2: 1.0}
     """
-    check_shape("scores", scores, "N num_classes")
-    check_ids("labels", labels, len(scores), "scores")
-    check_same_device("labels", labels, "scores", scores)
-    for k in ks:
-        if not 1 <= k <= scores.shape[1]:
-            raise ValueError(
-                f"`ks` must be in [1, {scores.shape[1]}] (classes of `scores`); got {k}"
-            )
-    hit = scores.topk(max(ks), dim=1).indices == labels[:, None]  # (N, max k)
-    return {k: hit[:, :k].any(dim=1).double().mean().item() for k in ks}
+    scores, labels = _scored(scores, labels)
+    check_ks("ks", ks, scores.shape[1], "classes of `scores`")
+    hit = scores.topk(max(ks), dim=1).indices == labels[:, None]  # (N, max k), best first
+    return mean_at(hit, ks, labels, average)
+
+
+@torch.no_grad()
+def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
+    """Count the videos of every class (row) that are given to every class (column).
+
+    Of the matrix M, ``M.diagonal() / M.sum(1)`` is the recall of every class, and
+    ``M.diagonal() / M.sum(0)`` its precision; NaN for a class that does not occur.
+
+    Args:
+        scores: ``(N, num_classes)``: logits, probabilities or votes; the highest decides. Rows
+            where it is not finite are left out, with a warning.
+        labels: ``(N,)`` integers in [0, ``num_classes``); rows with -1, unknown, are left out.
+
+    Returns:
+        Counts ``(num_classes, num_classes)`` int64.
+
+    Raises:
+        ValueError: A shape does not fit, a label is out of range, or no row is left.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+        >>> confusion_matrix(scores, torch.tensor([0, 1, 1]))
+        tensor([[1, 0],
+                [1, 1]])
+    """
+    scores, labels = _scored(scores, labels)
+    classes = scores.shape[1]
+    cells = labels * classes + scores.argmax(dim=1)
+    return cells.bincount(minlength=classes**2).view(classes, classes)
+
+
+def _scored(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the rows that count. A score may be -inf, that of a class which is ruled out."""
+    check_labeled("scores", scores, "N num_classes", "labels", labels)
+    labels, sound = labels.long(), scores.amax(dim=1).isfinite()
+    rows = rows_that_count("scores", sound, "labels", labels, scores.shape[1])
+    return scores[rows], labels[rows]

@@ -2,60 +2,126 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from iivcl._candidates import NO_LOGIT, Candidates, recomputed, spans
 
 Form = Literal["per_positive", "out", "in"]
 Reduction = Literal["mean", "sum", "none"]
 FORMS: tuple[Form, ...] = ("per_positive", "out", "in")
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "none")
 
-# Stands for the logit of a column that is left out. Finite, so that a row in which every column is
-# left out has a finite log-sum-exp and, through the masking, a zero gradient instead of NaN.
-NO_LOGIT = -1e30
+
+class Logits(Protocol):
+    """Logits (B, M) of queries and keys, which need not be held.
+
+    ``weights`` (B, M) are bool, or float and not negative.
+    """
+
+    def log_sum_exp(self, weights: Tensor) -> Tensor:
+        """``log sum_m w_m exp s_m``, (B,); `NO_LOGIT` where all weights are 0."""
+
+    def total(self, weights: Tensor) -> Tensor:
+        """``sum_m w_m s_m``, (B,)."""
+
+    def soft_margin(self, weights: Tensor, level: Tensor) -> Tensor:
+        """``sum_m w_m log(1 + exp(level - s_m))``, (B,)."""
 
 
-def row_losses(form: Form, positives: Tensor, weights: Tensor, negatives: Tensor) -> Tensor:
+def row_losses(form: Form, logits: Logits, weights: Tensor, negatives: Tensor) -> Tensor:
     """Compute the loss of every row; 0 with zero gradient for rows without a positive.
 
     With positive logits s_p, weights w_p that sum to 1 over a row's P positives, and N the
     log-sum-exp of the row's negatives::
 
         per_positive   sum_p w_p log(1 + exp(N - s_p))
-        out            sum_p w_p (A - s_p)               A = log(exp N + sum_p exp s_p)
+        out            A - sum_p w_p s_p                 A = log(exp N + sum_p exp s_p)
         in             A - log(sum_p P w_p exp s_p)
 
     Args:
         form: Which of the three.
-        positives: (B, P) logits of the positives.
-        weights: (B, P), not negative; 0 where an entry is not a positive.
+        logits: Of the positives; others have weight 0.
+        weights: (B, M) bool or float, not negative, of any sum; 0 where an entry is not a positive.
         negatives: (B,) log-sum-exp of the negatives, `NO_LOGIT` where there are none.
     """
-    chosen = weights > 0
-    shares = weights / _or_one(weights.sum(1, keepdim=True))
-    logits = positives.masked_fill(~chosen, 0.0)
+    positive = weights > 0
+    count = positive.sum(1)  # P
+    total = _or_one(weights.sum(1, dtype=negatives.dtype))
     if form == "per_positive":
-        # softplus without a shortcut above 20, whose error float64 would show
-        return (shares * F.softplus(negatives[:, None] - logits, threshold=50)).sum(1)
-    everything = log_add_exp(negatives, log_sum_exp(positives, chosen))
-    if form == "out":
-        losses = everything - (shares * logits).sum(1)
+        losses = logits.soft_margin(weights, negatives) / total
     else:
-        scale = _or_one(shares * chosen.sum(1, keepdim=True)).log()
-        losses = everything - log_sum_exp(positives + scale, chosen)
-    return torch.where(chosen.any(1), losses, 0.0)
+        everything = log_add_exp(negatives, logits.log_sum_exp(positive))
+        if form == "out":
+            losses = everything - logits.total(weights) / total
+        else:
+            mean_weight = total / _or_one(count)
+            losses = everything - logits.log_sum_exp(weights) + mean_weight.log()
+    return torch.where(count > 0, losses, 0.0)
 
 
-def log_sum_exp(logits: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Log-sum-exp (B,) of the kept columns of (B, M) logits, `NO_LOGIT` where none is kept."""
-    if logits.shape[1] == 0:
-        return logits.new_full(logits.shape[:1], NO_LOGIT)
-    if keep is not None:
-        logits = logits.masked_fill(~keep, NO_LOGIT)
-    return logits.logsumexp(1)
+class Held(NamedTuple):
+    """Logits that are held."""
+
+    logits: Tensor  # (B, M)
+
+    def log_sum_exp(self, weights: Tensor) -> Tensor:
+        """See `Logits`."""
+        logits = self.logits
+        if logits.shape[1] == 0:
+            return logits.new_full(logits.shape[:1], NO_LOGIT)
+        if weights.dtype != torch.bool:
+            logits = logits + _or_one(weights).to(logits.dtype).log()
+        return logits.masked_fill(weights <= 0, NO_LOGIT).logsumexp(1)
+
+    def total(self, weights: Tensor) -> Tensor:
+        """See `Logits`."""
+        return (weights * self.logits).sum(1)
+
+    def soft_margin(self, weights: Tensor, level: Tensor) -> Tensor:
+        """See `Logits`."""
+        # Without a shortcut above 20, whose error float64 would show. A row without positives may
+        # have an absurd level, which must not meet its weights of 0.
+        margins = F.softplus(level[:, None] - self.logits, threshold=50)
+        return torch.where(weights > 0, margins * weights, 0.0).sum(1)
+
+
+class Streamed(NamedTuple):
+    """Logits that are computed chunk by chunk, also for the backward pass."""
+
+    query: Tensor  # (B, D), divided by the temperature
+    keys: Tensor  # (M, D), normalised
+    chunk_size: int
+
+    def log_sum_exp(self, weights: Tensor) -> Tensor:
+        """See `Logits`."""
+        candidates = Candidates(self.keys, pairs=weights, normalized=True)
+        return candidates.log_sum_exp(self.query, chunk_size=self.chunk_size)
+
+    def total(self, weights: Tensor) -> Tensor:
+        """See `Logits`; q (W K)', so that no logit is needed."""
+
+        def part(keys: Tensor, span: slice) -> Tensor:
+            return weights[:, span].to(keys.dtype) @ keys[span]  # (B, D)
+
+        return (self.query * self._sum(part, self.keys)).sum(1)
+
+    def soft_margin(self, weights: Tensor, level: Tensor) -> Tensor:
+        """See `Logits`."""
+
+        def part(query: Tensor, keys: Tensor, level: Tensor, span: slice) -> Tensor:
+            logits = Held(query @ keys[span].T)
+            return logits.soft_margin(weights[:, span].to(query.dtype), level)
+
+        return self._sum(part, self.query, self.keys, level)
+
+    def _sum(self, part: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        chunks = spans(len(self.keys), self.chunk_size)
+        return torch.stack([recomputed(part, *tensors, span) for span in chunks]).sum(0)
 
 
 def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
@@ -72,4 +138,4 @@ def reduce_rows(losses: Tensor, has_positive: Tensor, reduction: Reduction) -> T
 
 
 def _or_one(values: Tensor) -> Tensor:
-    return values.masked_fill(values == 0, 1.0)
+    return values.masked_fill(values == 0, 1)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import distributed as D
-from .._checks import check_choice, check_floating, check_positive, check_same_device, check_shape
-from .._precision import without_autocast
-from ..queues import MoCoQueue, Neighbors, NNSupportQueue
-from ._columns import ChunkSize, check_chunk_size
-from ._forms import FORMS, Form, log_add_exp, log_sum_exp, row_losses
-from ._info_nce import as_several, normalize_alike
-from ._queue_logits import batch_log_sum_exp, queue_logits
+from iivcl._candidates import ChunkSize, check_chunk_size
+from iivcl._checks import (
+    check_at_least,
+    check_choice,
+    check_mask,
+    check_same_device,
+    check_shape,
+    check_temperature,
+)
+from iivcl._precision import without_autocast
+from iivcl.losses._forms import FORMS, Form, Held, log_add_exp, row_losses
+from iivcl.losses._info_nce import as_several, normalize_alike
+from iivcl.queues import MoCoQueue, Neighbors, NNSupportQueue
 
 __all__ = ["IIVCLLoss", "IIVCLOutput"]
 
@@ -58,7 +62,7 @@ class IIVCLLoss(nn.Module):
 
     Args:
         num_neighbors: k of the inter term; 0 leaves it out.
-        temperature: Above 0.
+        temperature: Above 0; a tensor of shape () for one that is learned, such as a parameter.
         inter_weight: Weight of the inter term in ``loss``. For a ramp, leave it and write
             ``out.intra + weight(step) * out.inter``: neighbours are noise until the embedding has
             some order, and training with noise as positives harms it.
@@ -88,7 +92,7 @@ class IIVCLLoss(nn.Module):
         self,
         *,
         num_neighbors: int = 5,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         inter_weight: float = 1.0,
         form: Form = "out",
         batch_negatives: bool = False,
@@ -96,11 +100,8 @@ class IIVCLLoss(nn.Module):
         chunk_size: ChunkSize = None,
     ) -> None:
         super().__init__()
-        if num_neighbors < 0:
-            raise ValueError(f"`num_neighbors` must be at least 0; got {num_neighbors}")
-        if min_age < 0:
-            raise ValueError(f"`min_age` must be at least 0; got {min_age}")
-        check_positive("temperature", temperature)
+        check_at_least(0, num_neighbors=num_neighbors, min_age=min_age)
+        check_temperature(temperature)
         check_choice("form", form, FORMS)
         check_chunk_size(chunk_size)
         self.num_neighbors, self.min_age = num_neighbors, min_age
@@ -142,12 +143,15 @@ class IIVCLLoss(nn.Module):
         if inter is not None:
             check_inputs(*inter, ids)
         inter_query, inter_key, inter_queue = inter or (query, key, queue)
-        found = neighbors if neighbors is not None else self._look_up(inter_key, inter_queue, ids)
+        if neighbors is None:
+            found = positives = self._look_up(inter_key, inter_queue, ids)
+        else:
+            found, positives = neighbors, check_neighbors(neighbors, inter_query)
         if inter is None:
-            intra, inter_loss = self._terms(query, key, queue, ids, found)
+            intra, inter_loss = self._terms(query, key, queue, ids, positives)
         else:
             intra, _ = self._terms(query, key, queue, ids, _no_neighbors(query))
-            _, inter_loss = self._terms(inter_query, inter_key, inter_queue, ids, found)
+            _, inter_loss = self._terms(inter_query, inter_key, inter_queue, ids, positives)
         return IIVCLOutput(intra + self.inter_weight * inter_loss, intra, inter_loss, found)
 
     def _look_up(self, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> Neighbors:
@@ -161,47 +165,37 @@ class IIVCLLoss(nn.Module):
         if key.ndim == 3:
             (key,) = normalize_alike(key)
             key = key.mean(1)
+        rows = queue.placement.rows * queue.placement.row_ranks
+        if self.num_neighbors > rows:
+            raise ValueError(
+                f"`num_neighbors` must be at most {rows}, the rows of the queue; "
+                f"got {self.num_neighbors}"
+            )
         return queue.nearest(key, self.num_neighbors, ids=ids, min_age=self.min_age)
 
     def _terms(
         self, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None, found: Neighbors
     ) -> tuple[Tensor, Tensor]:
         """Compute the intra and the inter term of one head; found neighbours may be none."""
+        placement = queue.placement
         with without_autocast(query):
             query, keys = normalize_alike(query, as_several(query, key, "key").detach())
+            scaled = query / self.temperature
             # One pass over the queue serves both terms: the log-sum-exp of the rows that are no
             # neighbours, to which the intra term adds the neighbours.
-            rest, neighbor_logits, is_neighbor = queue_logits(
-                query, queue, ids, found, temperature=self.temperature, chunk_size=self.chunk_size
+            rows = found.indices.where(found.valid, -1)
+            rest, neighbor_logits, is_neighbor = placement.log_sum_exp(
+                scaled, queue.candidates(ids), rows, self.chunk_size
             )
             if self.batch_negatives:
-                batch = batch_log_sum_exp(
-                    query,
-                    keys,
-                    queue,
-                    ids,
-                    temperature=self.temperature,
-                    chunk_size=self.chunk_size,
-                )
-                rest = log_add_exp(rest, batch)
-            negatives = log_add_exp(rest, log_sum_exp(neighbor_logits, is_neighbor))
-            clip_logits = torch.einsum("bd,bpd->bp", query, keys) / self.temperature
-            is_clip = torch.ones_like(clip_logits, dtype=torch.bool)
-            return (
-                self._mean(clip_logits, is_clip, negatives, queue),
-                self._mean(neighbor_logits, is_neighbor, rest, queue),
-            )
-
-    def _mean(
-        self, positives: Tensor, is_positive: Tensor, negatives: Tensor, queue: MoCoQueue
-    ) -> Tensor:
-        losses = row_losses(self.form, positives, is_positive.to(positives.dtype), negatives)
-        count = is_positive.any(1).sum()
-        if queue.distributed == "local" or D.world_size() == 1:
-            return losses.sum() / count.clamp(min=1)
-        # The rows of all ranks count alike, though ranks may have different numbers of them.
-        dist.all_reduce(count)
-        return losses.sum() * D.world_size() / count.clamp(min=1)
+                others = placement.others_of_batch(keys, ids)
+                rest = log_add_exp(rest, others.log_sum_exp(scaled, chunk_size=self.chunk_size))
+            neighbors, clips = Held(neighbor_logits), Held(torch.einsum("bd,bpd->bp", scaled, keys))
+            negatives = log_add_exp(rest, neighbors.log_sum_exp(is_neighbor))
+            is_clip = torch.ones_like(clips.logits, dtype=torch.bool)
+            intra = row_losses(self.form, clips, is_clip, negatives)
+            inter = row_losses(self.form, neighbors, is_neighbor, rest)
+            return placement.mean(intra, is_clip.any(1)), placement.mean(inter, is_neighbor.any(1))
 
     def extra_repr(self) -> str:
         """Describe the options in the repr."""
@@ -213,12 +207,24 @@ def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | Non
     """Check what goes into one head's loss."""
     if not isinstance(queue, MoCoQueue):
         raise TypeError(f"`queue` must be a MoCoQueue; got {type(queue).__name__}")
-    check_shape("query", query, "B D", D=(queue.dim, "queue"))
-    key = as_several(query, key, "key")
-    for name, tensor in (("query", query), ("key", key)):
-        check_floating(name, tensor)
-        check_same_device(name, tensor, "queue", queue.keys)
+    queue.check_rows("query", query)
+    check_same_device("key", as_several(query, key, "key"), "queue", queue.keys)
     queue.check_ids(ids, query, "query")
+
+
+def check_neighbors(found: Neighbors, query: Tensor) -> Neighbors:
+    """Check neighbours of another lookup; a row that is named twice counts once."""
+    batch = query.shape[0], "query"
+    check_shape("neighbors.indices", found.indices, "B k", B=batch)
+    check_mask(
+        "neighbors.valid", found.valid, "B k", B=batch, k=(found.indices.shape[1], "indices")
+    )
+    if found.indices.dtype != torch.int64:
+        raise TypeError(f"`neighbors.indices` must be int64; got {found.indices.dtype}")
+    check_same_device("neighbors.indices", found.indices, "query", query)
+    rows = found.indices.where(found.valid, -1)
+    again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)
+    return found._replace(valid=found.valid & ~again)
 
 
 def _no_neighbors(query: Tensor) -> Neighbors:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_floating, check_positive, check_shape
-from .._precision import without_autocast
-from ._columns import (
-    ChunkSize,
-    Columns,
-    check_chunk_size,
-    choose_chunk_size,
-    column_log_sum_exp,
+from iivcl._candidates import Candidates, ChunkSize, check_chunk_size, choose_chunk_size
+from iivcl._checks import (
+    check_choice,
+    check_embeddings,
+    check_mask,
+    check_temperature,
+    unit_rows,
 )
-from ._forms import (
+from iivcl._precision import without_autocast
+from iivcl.losses._forms import (
     FORMS,
     REDUCTIONS,
     Form,
+    Held,
     Reduction,
-    log_add_exp,
-    log_sum_exp,
+    Streamed,
     reduce_rows,
     row_losses,
 )
-from ._streaming import streaming_log_sum_exp, streaming_margin_sum
 
 __all__ = ["InfoNCELoss", "info_nce", "multi_positive_info_nce"]
 
@@ -37,7 +35,7 @@ def multi_positive_info_nce(
     *,
     ignore_mask: Tensor | None = None,
     positive_weights: Tensor | None = None,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     form: Form = "out",
     reduction: Reduction = "mean",
     chunk_size: ChunkSize = None,
@@ -67,7 +65,7 @@ def multi_positive_info_nce(
             itself, same-video rows, rows not filled. It wins over ``positive_mask``.
         positive_weights: (B, M) float weights of the positives, not negative; only their ratio
             within a row counts. Default: all equal.
-        temperature: Above 0; values down to 0.01 are safe.
+        temperature: Above 0; values down to 0.01 are safe. A tensor of shape () gets its gradient.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"`` over the rows that have a positive, ``"sum"``, or ``"none"``.
         chunk_size: Candidates per step of the streaming form, whose memory is O(B x chunk_size)
@@ -95,37 +93,26 @@ def multi_positive_info_nce(
     al., arXiv 2004.11362, eq. 2; ``in``: Miech et al., arXiv 1912.06430, eq. 1.
     """
     _check_options(temperature, form, reduction)
-    check_shape("query", query, "B D")
-    check_shape("keys", keys, "M D", D=(query.shape[1], "query"))
-    for name, tensor in (("query", query), ("keys", keys)):
-        check_floating(name, tensor)
-    for name, mask in (("positive_mask", positive_mask), ("ignore_mask", ignore_mask)):
-        if mask is not None:
-            _check_mask(name, mask, query, keys, "keys")
+    check_embeddings("query", query, "B D")
+    check_embeddings("keys", keys, "M D", D=(query.shape[1], "query"))
+    pairs = {"B": (query.shape[0], "query"), "M": (keys.shape[0], "keys")}
+    check_mask("positive_mask", positive_mask, "B M", **pairs)
+    check_mask("ignore_mask", ignore_mask, "B M", **pairs)
     if positive_weights is not None:
-        _check_pairs("positive_weights", positive_weights, query, keys, "keys")
-        check_floating("positive_weights", positive_weights)
+        check_embeddings("positive_weights", positive_weights, "B M", **pairs)
 
     with without_autocast(query):
         query, keys = normalize_alike(query, keys)
         candidate = ~ignore_mask if ignore_mask is not None else torch.ones_like(positive_mask)
-        positive = positive_mask & candidate
-        weights = positive
+        weights = positive = positive_mask & candidate
         if positive_weights is not None:
             weights = positive_weights.masked_fill(~positive, 0.0)
-            positive = weights > 0
-        negative = candidate & ~positive_mask
-        chunk_size = choose_chunk_size(chunk_size, query, positive.shape[1])
-        if chunk_size == "dense":
-            logits = query @ keys.T / temperature  # (B, M)
-            losses = row_losses(
-                form, logits, weights.to(logits.dtype), log_sum_exp(logits, negative)
-            )
-        else:
-            losses = _streaming_losses(
-                query, keys, weights, negative, temperature, form, chunk_size
-            )
-        return reduce_rows(losses, positive.any(1), reduction)
+        scaled = query / temperature
+        size = choose_chunk_size(chunk_size, query, keys.shape[0])
+        logits = Held(scaled @ keys.T) if size == "dense" else Streamed(scaled, keys, size)
+        negatives = logits.log_sum_exp(candidate & ~positive_mask)
+        losses = row_losses(form, logits, weights, negatives)
+        return reduce_rows(losses, (weights > 0).any(1), reduction)
 
 
 def info_nce(
@@ -134,7 +121,7 @@ def info_nce(
     negatives: Tensor,
     *,
     ignore_mask: Tensor | None = None,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     form: Form = "out",
     reduction: Reduction = "mean",
     chunk_size: ChunkSize = None,
@@ -171,36 +158,28 @@ def info_nce(
     eq. 1.
     """
     _check_options(temperature, form, reduction)
-    check_shape("query", query, "B D")
+    check_embeddings("query", query, "B D")
     positives = as_several(query, positives, "positives")
-    check_shape("negatives", negatives, "M D", D=(query.shape[1], "query"))
-    for name, tensor in (("query", query), ("positives", positives), ("negatives", negatives)):
-        check_floating(name, tensor)
-    if ignore_mask is not None:
-        _check_mask("ignore_mask", ignore_mask, query, negatives, "negatives")
+    check_embeddings("negatives", negatives, "M D", D=(query.shape[1], "query"))
+    pairs = {"B": (query.shape[0], "query"), "M": (negatives.shape[0], "negatives")}
+    check_mask("ignore_mask", ignore_mask, "B M", **pairs)
 
     with without_autocast(query):
         query, positives = normalize_alike(query, positives.detach(), at_least=negatives.dtype)
-        columns = Columns(pair_weights=None if ignore_mask is None else ~ignore_mask)
-        negative_lse = column_log_sum_exp(
-            query,
-            negatives.detach(),
-            columns,
-            temperature=temperature,
-            chunk_size=chunk_size,
-            normalize_keys=True,
-        )
-        logits = torch.einsum("bd,bpd->bp", query, positives) / temperature
-        losses = row_losses(form, logits, torch.ones_like(logits), negative_lse)
-        has_positive = torch.ones_like(losses, dtype=torch.bool)
-        return reduce_rows(losses, has_positive, reduction)
+        scaled = query / temperature
+        allowed = None if ignore_mask is None else ~ignore_mask
+        candidates = Candidates(negatives.detach(), pairs=allowed)
+        negative_lse = candidates.log_sum_exp(scaled, chunk_size=chunk_size)
+        logits = torch.einsum("bd,bpd->bp", scaled, positives)
+        losses = row_losses(form, Held(logits), torch.ones_like(logits), negative_lse)
+        return reduce_rows(losses, torch.ones_like(losses), reduction)
 
 
 class InfoNCELoss(nn.Module):
     """`info_nce` with its options, as a module.
 
     Args:
-        temperature: Above 0.
+        temperature: Above 0; an `nn.Parameter` of shape () is learned and moves with the module.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         chunk_size: As for `multi_positive_info_nce`.
@@ -216,7 +195,7 @@ class InfoNCELoss(nn.Module):
     def __init__(
         self,
         *,
-        temperature: float = 0.1,
+        temperature: float | Tensor = 0.1,
         form: Form = "out",
         reduction: Reduction = "mean",
         chunk_size: ChunkSize = None,
@@ -252,70 +231,25 @@ class InfoNCELoss(nn.Module):
         return f"temperature={self.temperature}, form={self.form!r}, reduction={self.reduction!r}"
 
 
-def _streaming_losses(
-    query: Tensor,
-    keys: Tensor,
-    weights: Tensor,
-    negative: Tensor,
-    temperature: float,
-    form: Form,
-    chunk_size: int,
-) -> Tensor:
-    """`row_losses` of logits that are never held; ``weights`` and ``negative`` are (B, M)."""
-
-    def lse(pair_weights: Tensor) -> Tensor:
-        columns = Columns(pair_weights=pair_weights)
-        return streaming_log_sum_exp(query, keys, columns, temperature, chunk_size)
-
-    def mean_margin(level: Tensor, *, soft: bool) -> Tensor:
-        margins = streaming_margin_sum(
-            query, keys, level, weights, temperature, chunk_size, soft=soft
-        )
-        return margins / total.clamp(min=torch.finfo(total.dtype).tiny)
-
-    total = weights.sum(1).to(query.dtype)
-    negatives = lse(negative)
-    if form == "per_positive":
-        return mean_margin(negatives, soft=True)
-    positive = weights > 0
-    everything = log_add_exp(negatives, lse(positive))
-    if form == "out":
-        return mean_margin(everything, soft=False)
-    count = positive.sum(1)
-    mean_weight = torch.where(count > 0, total / count.clamp(min=1), 1.0)
-    losses = everything - lse(weights) + mean_weight.log()
-    return torch.where(count > 0, losses, 0.0)
-
-
 def normalize_alike(*tensors: Tensor, at_least: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """Normalise rows in the widest dtype of all, at least float32."""
     dtype = torch.promote_types(at_least, torch.float32)
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(F.normalize(tensor.to(dtype), dim=-1) for tensor in tensors)
+    return tuple(unit_rows(tensor.to(dtype)) for tensor in tensors)
 
 
 def as_several(query: Tensor, positives: Tensor, name: str) -> Tensor:
     """Check positives (B, D) or (B, P, D) and return them as (B, P, D)."""
     batch, dim = (query.shape[0], "query"), (query.shape[1], "query")
     if isinstance(positives, Tensor) and positives.ndim == 3:
-        check_shape(name, positives, "B P D", B=batch, D=dim)
+        check_embeddings(name, positives, "B P D", B=batch, D=dim)
         return positives
-    check_shape(name, positives, "B D", B=batch, D=dim)
+    check_embeddings(name, positives, "B D", B=batch, D=dim)
     return positives[:, None]
 
 
-def _check_options(temperature: float, form: str, reduction: str) -> None:
-    check_positive("temperature", temperature)
+def _check_options(temperature: float | Tensor, form: str, reduction: str) -> None:
+    check_temperature(temperature)
     check_choice("form", form, FORMS)
     check_choice("reduction", reduction, REDUCTIONS)
-
-
-def _check_pairs(name: str, pairs: Tensor, query: Tensor, keys: Tensor, source: str) -> None:
-    check_shape(name, pairs, "B M", B=(query.shape[0], "query"), M=(keys.shape[0], source))
-
-
-def _check_mask(name: str, mask: Tensor, query: Tensor, keys: Tensor, source: str) -> None:
-    _check_pairs(name, mask, query, keys, source)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"`{name}` must be a bool tensor; got {mask.dtype}")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .. import distributed as D
-from .._checks import check_choice, check_floating, check_ids, check_same_device, check_shape
+from iivcl._candidates import Candidates
+from iivcl._checks import (
+    check_at_least,
+    check_choice,
+    check_embeddings,
+    check_ids,
+    check_same_device,
+    unit_rows,
+)
+from iivcl.queues._placement import Distribution, Placement
 
 __all__ = ["MoCoQueue"]
-
-Distribution = Literal["gather", "local", "shard"]
 
 
 class MoCoQueue(nn.Module):
@@ -71,20 +76,22 @@ class MoCoQueue(nn.Module):
         check_finite: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("size", size), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}")
+        check_at_least(1, size=size, dim=dim)
         check_choice("distributed", distributed, ("gather", "local", "shard"))
         self.size, self.dim = size, dim
         self.distributed, self.check_finite = distributed, check_finite
-        self.keys = torch.zeros(size, dim)
-        self.ids = torch.full((size,), -1)
-        self.stamps = torch.full((size,), -1)
-        self.cursor = torch.tensor(0)
-        self.step = torch.tensor(0)
+        self._make_rows(size)
+        with torch.inference_mode(False):
+            self.cursor, self.step = torch.tensor(0), torch.tensor(0)
         # Whether keys come with ids is settled by the first enqueue and known to the host, so that
         # leaving ids out later is an error and not a silent match.
         self._has_ids: bool | None = None
+
+    def _make_rows(self, size: int, device: torch.device | None = None) -> None:
+        with torch.inference_mode(False):  # else they could not be written outside of it
+            self.keys = torch.zeros(size, self.dim, dtype=torch.float32, device=device)
+            self.ids = torch.full((size,), -1, device=device)
+            self.stamps = torch.full((size,), -1, device=device)
 
     @property
     def valid(self) -> Tensor:
@@ -102,9 +109,9 @@ class MoCoQueue(nn.Module):
         return torch.where(self.valid, self.step - 1 - self.stamps, -1)
 
     @property
-    def is_sharded(self) -> bool:
-        """Whether the ranks' queues count as one."""
-        return self.distributed == "shard" and D.world_size() > 1
+    def placement(self) -> Placement:
+        """Where the rows live, as the process group is now."""
+        return Placement.of(self.distributed, self.size)
 
     def __len__(self) -> int:
         return int(self.filled)
@@ -126,18 +133,16 @@ class MoCoQueue(nn.Module):
                 not finite and ``check_finite`` is set.
             TypeError: ``keys`` is not floating-point or ``ids`` not integer.
         """
-        self._check_rows("keys", keys)
+        self.check_rows("keys", keys)
         self.check_ids(ids, keys, "keys")
         if self.check_finite and not bool(keys.isfinite().all()):
             bad = (~keys.isfinite().all(1)).nonzero().flatten().tolist()
             raise ValueError(f"`keys` must be finite; rows {bad} are not. Nothing was written")
         if self._has_ids is None:
             self._has_ids = ids is not None
-        keys = F.normalize(keys.float(), dim=1)
+        keys = unit_rows(keys.float())
         ids = self.ids.new_full(keys.shape[:1], -1) if ids is None else ids.to(torch.int64)
-        if self.distributed == "gather":
-            sizes = D.gather_sizes(keys)
-            keys, ids = D.all_gather_cat(keys, sizes=sizes), D.all_gather_cat(ids, sizes=sizes)
+        keys, ids = self.placement.to_write(keys, ids)
         self._write(keys[-self.size :], ids[-self.size :])
 
     def _write(self, keys: Tensor, ids: Tensor) -> None:
@@ -148,6 +153,26 @@ class MoCoQueue(nn.Module):
         self.stamps.index_copy_(0, rows, torch.where(finite, self.step, -1))
         self.cursor.copy_((self.cursor + keys.shape[0]) % self.size)
         self.step.add_(1)
+
+    def candidates(self, ids: Tensor | None = None, *, min_age: int = 0) -> Candidates:
+        """Describe the rows of this rank that queries may be compared with, for a loss of your own.
+
+        Args:
+            ids: (B,) integer ids of the queries; rows of the same id do not count.
+            min_age: Least number of enqueue calls since a row was written.
+
+        Returns:
+            The keys, which of them were written, and their ids.
+
+        Example:
+            >>> import torch
+            >>> queue = MoCoQueue(4, 2)
+            >>> queue.enqueue(torch.eye(2), torch.tensor([7, 8]))
+            >>> queue.candidates(torch.tensor([7])).log_sum_exp(torch.tensor([[0.0, 1.0]]))
+            tensor([1.])
+        """
+        rows = self.valid if min_age == 0 else self.valid & (self.ages >= min_age)
+        return Candidates(self.keys, rows, ids=self.ids, query_ids=ids, normalized=True)
 
     def resize_(self, size: int) -> Self:
         """Change the capacity in place, keeping the newest rows in their order.
@@ -165,13 +190,11 @@ class MoCoQueue(nn.Module):
             >>> queue.resize_(2).ids
             tensor([6, 7])
         """
-        if size < 1:
-            raise ValueError(f"`size` must be at least 1; got {size}")
+        check_at_least(1, size=size)
         oldest_first = (self.cursor + torch.arange(self.size, device=self.keys.device)) % self.size
         kept = oldest_first[self.valid[oldest_first]][-size:]
         rows = {name: getattr(self, name)[kept] for name in ("keys", "ids", "stamps")}
-        self.keys = self.keys.new_zeros(size, self.dim)
-        self.ids, self.stamps = self.ids.new_full((size,), -1), self.stamps.new_full((size,), -1)
+        self._make_rows(size, self.keys.device)
         for name, newest in rows.items():
             getattr(self, name)[: len(kept)] = newest
         self.cursor.fill_(len(kept) % size)
@@ -187,19 +210,10 @@ class MoCoQueue(nn.Module):
         Raises:
             RuntimeError: The queues of two ranks differ.
         """
-        if self.distributed != "gather" or D.world_size() == 1:
-            return
         bits = self.keys.view(torch.int32).to(torch.int64)
         place = torch.arange(1, self.size + 1, device=bits.device)
         rows = ((bits.sum(1) * place).sum(), (self.ids * place).sum(), (self.stamps * place).sum())
-        checksum = torch.stack([*rows, self.cursor, self.step])
-        checksums = D.all_gather_cat(checksum[None], sizes=[1] * D.world_size())
-        differ = (checksums != checksums[0]).any(1).nonzero().flatten().tolist()
-        if differ:
-            raise RuntimeError(
-                f"the queues of ranks {differ} differ from rank 0's; pass the same sequence of "
-                "enqueue calls on every rank, and load the same checkpoint"
-            )
+        self.placement.assert_synced(torch.stack([*rows, self.cursor, self.step]))
 
     def check_ids(self, ids: Tensor | None, rows: Tensor, source: str) -> None:
         """Check ids that go with ``rows``: one per row, and given just where the queue has them."""
@@ -214,15 +228,15 @@ class MoCoQueue(nn.Module):
         elif self._has_ids:
             raise ValueError("`ids` must be given: this queue was filled with ids; got None")
 
-    def _check_rows(self, name: str, rows: Tensor) -> None:
-        check_shape(name, rows, "B D", D=(self.dim, "queue"))
-        check_floating(name, rows)
+    def check_rows(self, name: str, rows: Tensor) -> None:
+        check_embeddings(name, rows, "B D", D=(self.dim, "queue"))
         check_same_device(name, rows, "queue", self.keys)
 
     @property
     def has_ids(self) -> Tensor:
         """Whether rows have ids, () int64 for the state_dict: 1 yes, 0 no, -1 not settled."""
-        return torch.tensor(-1 if self._has_ids is None else int(self._has_ids))
+        known = -1 if self._has_ids is None else int(self._has_ids)
+        return torch.tensor(known, device="cpu")  # read when it is loaded
 
     @has_ids.setter
     def has_ids(self, value: Tensor) -> None:
@@ -254,32 +268,34 @@ class MoCoQueue(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        given = {
-            name: state_dict[prefix + name] for name in self._state if prefix + name in state_dict
-        }
+        given = {n: state_dict[prefix + n] for n in self._state if prefix + n in state_dict}
+        others = {key: v for key, v in state_dict.items() if key[len(prefix) :] not in given}
+        super()._load_from_state_dict(
+            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         missing_keys += [prefix + name for name in self._state if name not in given]
-        unexpected_keys += [
-            key
-            for key in state_dict
-            if strict and key.startswith(prefix) and key[len(prefix) :] not in self._state
-        ]
+        shapes = {n: (tuple(v.shape), tuple(getattr(self, n).shape)) for n, v in given.items()}
         wrong = [
-            f"{prefix}{name}: the checkpoint has {tuple(value.shape)}, this queue "
-            f"{tuple(getattr(self, name).shape)}"
-            for name, value in given.items()
-            if value.shape != getattr(self, name).shape
+            f"{prefix}{name}: the checkpoint has {saved}, this queue {own}"
+            for name, (saved, own) in shapes.items()
+            if saved != own
         ]
+        assign = local_metadata.get("assign_to_params_buffers", False)
         if wrong:  # nothing is loaded rather than half of it
-            error_msgs.append(
-                "; ".join(wrong) + ". Build the queue with the checkpoint's size, load it, and "
-                "then call `resize_(size)` to keep the newest rows"
-            )
-            return
-        for name, value in given.items():
-            if name == "has_ids":
-                self.has_ids = value
-            else:
-                getattr(self, name).copy_(value)
+            other_dim = "keys" in shapes and shapes["keys"][0][1:] != (self.dim,)
+            resize = "size, load it, and then call `resize_(size)` to keep the newest rows"
+            remedy = "dim; other keys cannot be compared" if other_dim else resize
+            error_msgs.append(f"{'; '.join(wrong)}. Build the queue with the checkpoint's {remedy}")
+        elif self.keys.is_meta and not assign:
+            error_msgs.append(f"{prefix}keys is on meta, which holds no values; pass assign=True")
+        else:
+            for name, value in given.items():
+                if name == "has_ids":
+                    self.has_ids = value
+                elif assign:
+                    setattr(self, name, value.to(getattr(self, name).dtype))
+                else:
+                    getattr(self, name).copy_(value)
 
     def extra_repr(self) -> str:
         """Describe the queue in its repr."""

@@ -6,16 +6,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from .._checks import check_choice
-from ._moco import Distribution
-from ._topk import (
-    _BLOCK,
-    _CANDIDATE_BYTES,
-    _default_chunk_size,
-    has_blocks,
-    rows_held,
-    tile_rows,
-)
+from iivcl._checks import check_at_least, check_choice
+from iivcl.queues._placement import Distribution
+from iivcl.queues._plan import BLOCK, Step, plan_search
 
 __all__ = ["Estimate", "estimate"]
 
@@ -86,62 +79,50 @@ def estimate(
         >>> round(cost.held_bytes / 2**30, 2)  # GiB
         0.77
     """
-    for name, value in (
-        ("size", size),
-        ("dim", dim),
-        ("batch", batch),
-        ("k", k),
-        ("world_size", world_size),
-    ):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {value}")
+    check_at_least(1, size=size, dim=dim, batch=batch, k=k, world_size=world_size)
     if not dtype.is_floating_point:
         raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
     check_choice("distributed", distributed, ("gather", "local", "shard"))
     check_choice("device", device, ("cpu", "cuda"))
+    # Bytes per row of another rank's batch: a key or query with its id, and results.
+    key = dim * _FLOAT + _INT
+    received = {"local": 0, "gather": key, "shard": key + k * (_FLOAT + _INT)}
     queries = batch * world_size if distributed == "shard" else batch
     return Estimate(
         held_bytes=size * (dim * dtype.itemsize + 2 * _INT) + 2 * _INT,
         workspace_bytes=_workspace(size, dim, queries, k, dtype.itemsize, device),
         flops=2 * queries * size * dim,
-        communicated_bytes=(world_size - 1) * batch * _numbers_per_key(dim, k, distributed),
+        communicated_bytes=(world_size - 1) * batch * received[distributed],
     )
 
 
-def _numbers_per_key(dim: int, k: int, distributed: Distribution) -> int:
-    """Give the bytes received per row of another rank's batch."""
-    key = dim * _FLOAT + _INT  # a key or query, and its id
-    return {"local": 0, "gather": key, "shard": key + k * (_FLOAT + _INT)}[distributed]
-
-
 def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device: str) -> int:
-    """Follow `NNSupportQueue.nearest` through its phases, of which one is the largest."""
-    # "meta" stands for an accelerator, which the machine that plans need not have.
-    placed = torch.empty(queries, dim, device="cpu" if device == "cpu" else "meta")
-    chunk = min(rows, _default_chunk_size(placed, placed))
-    held = rows_held(placed, chunk, k)
-    tile = min(chunk, tile_rows(placed)) if device == "cpu" else chunk
-    blocks = has_blocks(placed, chunk, k)
-    directly = min(chunk, 8 * _BLOCK * k) if blocks else chunk  # the rest of the last chunk
-    candidates = k * _BLOCK
+    """Add up what `NNSupportQueue.nearest` allocates in its phases, of which one is the largest."""
+    on_cpu = device == "cpu"
+    plan = plan_search(queries, dim, rows, k, on_cpu=on_cpu)
     converted = 0 if itemsize == _FLOAT else _FLOAT * dim  # per row that is not yet float32
-
-    maxima = _FLOAT * queries * -(-chunk // _BLOCK)
-    similarities = _FLOAT * queries * (held + _BLOCK)
+    gathered_row = _FLOAT * dim + (dim * itemsize if converted else 0)
     # Of a tile, on the CPU the comparisons of both halves of the ids, and one of them before its
     # conversion; elsewhere the comparison, and its union with the mask of rows.
-    compared = (3 * _FLOAT if device == "cpu" else 2) * queries
-    first_pass = maxima + similarities + compared * (tile + _BLOCK) + converted * tile
-    without_blocks = _FLOAT * queries * directly + (compared + converted) * min(tile, directly)
-    # Beside the gathered rows, their numbers, values and masks.
-    at_once = min(queries, max(1, _CANDIDATE_BYTES // (_FLOAT * dim * candidates)))
-    gathered = at_once * candidates * (_FLOAT * dim + (dim * itemsize if converted else 0) + 20)
-    looked_up = _FLOAT * queries * candidates if held == chunk else gathered
-    second_pass = 2 * maxima + similarities + looked_up + 25 * queries * candidates
-    rescoring = queries * k * (_FLOAT * dim + (dim * itemsize if converted else 0))
+    compared = (3 * _FLOAT if on_cpu else 2) * queries
+
+    def peak(step: Step) -> int:
+        chunk = step.stop - step.start
+        if not step.in_blocks:
+            return _FLOAT * queries * chunk + (compared + converted) * step.tile
+        maxima = _FLOAT * queries * -(-chunk // BLOCK)
+        similarities = _FLOAT * queries * (step.held + BLOCK)
+        first_pass = maxima + similarities + compared * (step.tile + BLOCK) + converted * step.tile
+        candidates = k * BLOCK
+        # Beside the gathered rows, their numbers, values and masks.
+        gathered = min(queries, plan.queries_at_once) * candidates * (gathered_row + 20)
+        looked_up = _FLOAT * queries * candidates if step.held == chunk else gathered
+        second_pass = 2 * maxima + similarities + looked_up + 25 * queries * candidates
+        return max(first_pass, second_pass)
 
     results = 64 * queries * k
     copies_of_queries = 5 * _FLOAT * queries * dim
-    phases = [without_blocks, rescoring, *([first_pass, second_pass] if blocks else [])]
     masks, ages = 13 * rows, 20 * rows
-    return copies_of_queries + results + max(masks + max(phases), ages)
+    rescoring = queries * k * gathered_row
+    phases = max(rescoring, *map(peak, plan.steps))
+    return copies_of_queries + results + max(masks + phases, ages)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import distributed as D
-from ._moco import MoCoQueue
-from ._topk import search
+from iivcl._checks import check_at_least, unit_rows
+from iivcl.queues._moco import MoCoQueue
 
 __all__ = ["NNSupportQueue", "Neighbors"]
 
@@ -75,46 +73,19 @@ class NNSupportQueue(MoCoQueue):
                 is negative, or ids are missing.
             TypeError: ``query`` is not floating-point or ``ids`` not integer.
         """
-        self._check_rows("query", query)
+        self.check_rows("query", query)
         self.check_ids(ids, query, "query")
-        rows = self.size * (D.world_size() if self.is_sharded else 1)
-        if not 1 <= k <= rows:
+        placement = self.placement
+        rows = placement.rows * placement.row_ranks
+        check_at_least(1, k=k)
+        if k > rows:
             raise ValueError(f"`k` must be in [1, {rows}], the size of the queue; got {k}")
-        if min_age < 0:
-            raise ValueError(f"`min_age` must be at least 0; got {min_age}")
-        query = F.normalize(query.float(), dim=1)
+        check_at_least(0, min_age=min_age)
+        query = unit_rows(query.float())
         finite = query.isfinite().all(1, keepdim=True)
         query = query.masked_fill(~finite, 0.0)
-        find = self._nearest_of_all_shards if self.is_sharded else self._nearest_of_own
-        similarity, indices = find(query, k, ids, min_age)
+        similarity, indices = placement.search(query, self.candidates(ids, min_age=min_age), k)
         valid = finite & (similarity > -torch.inf)
         return Neighbors(
             similarity.masked_fill(~valid, -torch.inf), indices.masked_fill(~valid, 0), valid
         )
-
-    def _nearest_of_own(
-        self, query: Tensor, k: int, ids: Tensor | None, min_age: int
-    ) -> tuple[Tensor, Tensor]:
-        eligible = self.valid if min_age == 0 else self.valid & (self.ages >= min_age)
-        return search(
-            query,
-            self.keys,
-            k,
-            row_mask=eligible,
-            query_ids=ids,
-            bank_ids=None if ids is None else self.ids,
-        )
-
-    def _nearest_of_all_shards(
-        self, query: Tensor, k: int, ids: Tensor | None, min_age: int
-    ) -> tuple[Tensor, Tensor]:
-        world, sizes = D.world_size(), D.gather_sizes(query)
-        queries = D.all_gather_cat(query, sizes=sizes)
-        all_ids = None if ids is None else D.all_gather_cat(ids, sizes=sizes)
-        own_k = min(k, self.size)
-        values, rows = self._nearest_of_own(queries, own_k, all_ids, min_age)
-        rows = rows + D.rank() * self.size
-        values = D.exchange(D.blocks_of(values, sizes)).transpose(0, 1)[: query.shape[0]]
-        rows = D.exchange(D.blocks_of(rows, sizes)).transpose(0, 1)[: query.shape[0]]
-        best, order = values.reshape(-1, world * own_k).topk(k)  # of (B, world x own_k)
-        return best, rows.reshape(-1, world * own_k).gather(1, order)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iivcl.backbones import VideoResNet, load_slowfast_checkpoint, slow_r50, slow_resnet
+from iivcl.backbones import VideoResNet, load_weights, slow_r50, slow_resnet
 
 Shape = tuple[int, ...]
 State = dict[str, Tensor]
@@ -126,8 +126,9 @@ def test_features_equal_the_original_network(original: State, tmp_path: Path) ->
         path,
     )
     backbone = slow_r50()
-    report = load_slowfast_checkpoint(backbone, path)
-    assert report == ([], ["head.projection.weight", "head.projection.bias"])
+    report = load_weights(backbone, path)
+    head = ["model_state.head.projection.weight", "model_state.head.projection.bias"]
+    assert report == ([], head, "model_state.")
     assert len(backbone.state_dict()) == len(state)
 
     video = torch.randn(1, 3, 2, 32, 32, dtype=torch.float64)
@@ -147,9 +148,10 @@ def test_contrastive_model_gives_the_query_encoder(original: State, tmp_path: Pa
     }
     torch.save({"model_state": {**momentum_encoder, **rest, **state}}, tmp_path / "moco.pyth")
     backbone = slow_r50()
-    report = load_slowfast_checkpoint(backbone, tmp_path / "moco.pyth")
+    report = load_weights(backbone, tmp_path / "moco.pyth")
     assert report.missing == []
-    assert set(report.unused) == {*momentum_encoder, *rest}
+    assert set(report.unused) == {f"model_state.{name}" for name in (*momentum_encoder, *rest)}
+    assert report.prefix == "model_state.backbone."
     for ours, theirs in (
         ("stem.conv.weight", "backbone.s1.pathway0_stem.conv.weight"),
         ("stem.norm.running_var", "backbone.s1.pathway0_stem.bn.running_var"),
@@ -168,8 +170,8 @@ def test_pytorchvideo_names_are_the_same_network(original: State, tmp_path: Path
     torch.save({"model_state": state}, tmp_path / "ptv.pyth")
     torch.save(original, tmp_path / "bare.pyth")  # a state dict alone is read as well
     one, two = slow_r50(), slow_r50()
-    assert load_slowfast_checkpoint(one, tmp_path / "ptv.pyth").unused == ["blocks.5.proj.weight"]
-    assert load_slowfast_checkpoint(two, tmp_path / "bare.pyth").unused == []
+    assert load_weights(one, tmp_path / "ptv.pyth").unused == ["model_state.blocks.5.proj.weight"]
+    assert load_weights(two, tmp_path / "bare.pyth").unused == []
     for (name, value), other in zip(
         one.state_dict().items(), two.state_dict().values(), strict=True
     ):
@@ -182,14 +184,14 @@ def test_safetensors_in_and_out(original: State, tmp_path: Path) -> None:
     state = {"head.projection.weight": torch.zeros(400, 2048), **original}
     save_file(state, tmp_path / "slow.safetensors")
     backbone = slow_r50().to(memory_format=torch.channels_last_3d)
-    report = load_slowfast_checkpoint(backbone, tmp_path / "slow.safetensors")
-    assert report == ([], ["head.projection.weight"])
+    report = load_weights(backbone, tmp_path / "slow.safetensors")
+    assert report == ([], ["head.projection.weight"], "")
     ours = {name: value.contiguous() for name, value in backbone.state_dict().items()}
     save_file(ours, tmp_path / "ours.safetensors")
     torch.save(original, tmp_path / "slow.pyth")
     one, two = slow_r50(), slow_r50()
-    assert load_slowfast_checkpoint(one, tmp_path / "ours.safetensors") == ([], [])
-    load_slowfast_checkpoint(two, tmp_path / "slow.pyth")
+    assert load_weights(one, tmp_path / "ours.safetensors") == ([], [], "")
+    load_weights(two, tmp_path / "slow.pyth")
     torch.testing.assert_close(dict(one.state_dict()), dict(two.state_dict()), rtol=0, atol=0)
 
 
@@ -202,20 +204,20 @@ def test_safetensors_is_not_installed(tmp_path: Path, monkeypatch: pytest.Monkey
         "pip install 'iivcl[safetensors]'"
     )
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
-        load_slowfast_checkpoint(make_small(), path)
+        load_weights(make_small(), path)
 
 
 def test_deeper_network_goes_into_its_own_depth(tmp_path: Path) -> None:
     torch.save(make_state(pyslowfast_layers(101), prefix="module."), tmp_path / "r101.pyth")
-    report = load_slowfast_checkpoint(slow_resnet(101), tmp_path / "r101.pyth")
-    assert report == ([], [])
+    report = load_weights(slow_resnet(101), tmp_path / "r101.pyth")
+    assert report == ([], [], "module.")
 
 
 def test_counters_of_batches_may_be_missing(original: State, tmp_path: Path) -> None:
     state = original
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     torch.save({"model_state": old}, tmp_path / "old.pyth")
-    report = load_slowfast_checkpoint(slow_r50(), tmp_path / "old.pyth")
+    report = load_weights(slow_r50(), tmp_path / "old.pyth")
     assert len(report.missing) == len(state) - len(old)
     assert {name.rsplit(".", 1)[1] for name in report.missing} == {"num_batches_tracked"}
 
@@ -239,7 +241,8 @@ def widen_the_stem(state: State) -> None:
         (drop_a_kernel, "1 tensors (layer2.1.branch.b.conv.weight) missing in the file"),
         (
             add_a_fast_pathway,
-            "2 tensors (s1.pathway1_stem.conv.weight, s1_fuse.conv_f2s.weight) not in the backbone",
+            "2 tensors (model_state.s1.pathway1_stem.conv.weight, "
+            "model_state.s1_fuse.conv_f2s.weight) not in the backbone",
         ),
         (
             widen_the_stem,
@@ -257,9 +260,10 @@ def test_other_network_changes_nothing(
     torch.save({"model_state": state}, path)
     backbone = slow_r50()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    message = f"`path` '{path}' holds another network than `backbone`; {problem}"
+    message = f"`path` '{path}' holds another network than `backbone` under "
+    message += f"'model_state.'; {problem}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        load_slowfast_checkpoint(backbone, path)
+        load_weights(backbone, path)
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -270,7 +274,7 @@ def test_other_depth(tmp_path: Path) -> None:
         r"306 tensors \(s4\.pathway0_res10\.branch2\.a\.weight, .*, \.\.\.\) not in the backbone$"
     )
     with pytest.raises(ValueError, match=message):
-        load_slowfast_checkpoint(slow_r50(), tmp_path / "r101.pyth")
+        load_weights(slow_r50(), tmp_path / "r101.pyth")
 
 
 class RunsCode:
@@ -283,22 +287,103 @@ def test_code_in_the_file_is_not_run(tmp_path: Path) -> None:
     bomb.path = str(tmp_path / "was-run")  # type: ignore[attr-defined]
     torch.save({"model_state": bomb}, tmp_path / "bomb.pyth")
     with pytest.raises(ValueError, match="is not a file of tensors and plain values"):
-        load_slowfast_checkpoint(make_small(), tmp_path / "bomb.pyth")
+        load_weights(make_small(), tmp_path / "bomb.pyth")
     assert not (tmp_path / "was-run").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "kind"), [([1, 2], "list"), ({"model_state": {"epoch": 3}}, "dict")]
-)
-def test_file_without_a_state_dict(content: object, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [[1, 2], {"model_state": {"epoch": 3}}, {0: torch.zeros(1)}])
+def test_file_without_a_state_dict(content: object, tmp_path: Path) -> None:
     path = tmp_path / "list.pyth"
     torch.save(content, path)
-    message = (
-        f"`path` '{path}' must hold a state dict, or a dict with one under 'model_state' or "
-        f"'model'; got {kind}"
-    )
+    message = f"`path` '{path}' must hold a state dict, by itself or under a key"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        load_slowfast_checkpoint(make_small(), path)
+        load_weights(make_small(), path)
+
+
+@pytest.fixture(scope="module")
+def small() -> State:
+    return dict(make_small().state_dict())
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+HEAD = {"weight": torch.zeros(8, 512)}
+
+
+@pytest.mark.parametrize(
+    ("content", "prefix"),
+    [
+        (lambda s: under("_orig_mod.", s), "_orig_mod."),
+        (lambda s: under("module._orig_mod.", s), "module._orig_mod."),
+        (lambda s: under("module.0.", s) | under("module.1.", HEAD), "module.0."),
+        (lambda s: under("0._orig_mod.", s) | under("1.", HEAD), "0._orig_mod."),
+        (lambda s: under("encoder_q.", s) | under("encoder_k.", s), "encoder_q."),
+        (lambda s: under("encoder.", s) | under("key_encoder.", s), "encoder."),
+        (lambda s: {"state_dict": under("net.", s), "epoch": 3}, "state_dict.net."),
+        (lambda s: {"model": s, "model_ema": s, "optimizer": {"state": {0: s}}}, "model."),
+        (lambda s: {"a": {"weights": under("0.", s)}, "queue": HEAD}, "a.weights.0."),
+        (lambda s: {"teacher": s, "head": HEAD}, "teacher."),
+        (
+            lambda s: {name.replace("layer1.", "layer1._orig_mod."): v for name, v in s.items()},
+            "",
+        ),
+    ],
+)
+def test_the_encoder_is_found_wherever_it_is(
+    content: Callable[[State], object], prefix: str, small: State, tmp_path: Path
+) -> None:
+    torch.save(content(small), tmp_path / "some.pth")
+    backbone = slow_resnet(18)
+    report = load_weights(backbone, tmp_path / "some.pth")
+    assert (report.missing, report.prefix) == ([], prefix)
+    assert not any(name.startswith(f"{prefix}stem.") for name in report.unused)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, small[name]), name
+
+
+def test_several_encoders_that_fit(small: State, tmp_path: Path) -> None:
+    other = {name: value + 1 for name, value in small.items()}
+    path = tmp_path / "two.pth"
+    torch.save({"rgb": small, "flow": other}, path)
+    message = (
+        f"`path` '{path}' holds several encoders that fit; choose one with `prefix`, of "
+        "['rgb.', 'flow.']"
+    )
+    backbone = slow_resnet(18)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_weights(backbone, path)
+    report = load_weights(backbone, path, prefix="flow.")
+    assert set(report.unused) == {f"rgb.{name}" for name in small}
+    assert torch.equal(backbone.state_dict()["stem.conv.weight"], other["stem.conv.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_a_damaged_file_names_its_path(form: str, tmp_path: Path) -> None:
+    """Cut anywhere or with a byte changed, what is left is refused in our words."""
+    from safetensors.torch import save_file
+
+    state = {f"layer1.{i}.weight": torch.randn(6, 6) for i in range(4)}
+    whole = tmp_path / ("whole.safetensors" if form == "safetensors" else "whole.pth")
+    if form == "safetensors":
+        save_file(state, whole)
+    else:
+        torch.save({"model": state}, whole, _use_new_zipfile_serialization=form == "zip")
+    data, backbone = whole.read_bytes(), make_small()
+    path = whole.with_stem("damaged")
+    for place in range(0, len(data), 41):
+        changed = bytes([data[place] ^ 255])
+        for damaged in (data[:place], data[:place] + changed + data[place + 1 :]):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=re.escape(f"`path` '{path}' ")):
+                load_weights(backbone, path)
+
+
+def test_a_missing_file_names_itself(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        load_weights(make_small(), tmp_path / "none.pth")
 
 
 def make_small() -> VideoResNet:

@@ -1,0 +1,285 @@
+"""The candidates of a contrast: keys, which of them count for which query, and their log-sum-exp.
+
+Lookup and losses describe what they compare as `Candidates`. Whether the logits of a log-sum-exp
+are held (dense) or never held as a whole (streaming) is chosen here, by size.
+
+The streaming form rests on one identity, in which K are the keys and q is a query divided by the
+temperature T::
+
+    d logsumexp(q K') / dq = softmax(q K') K
+
+which is what attention with V = K returns. So one pass over the keys gives the value and its
+derivative, chunk by chunk with the online softmax (Dao et al., FlashAttention, arXiv 2205.14135,
+section 3.1), in O(B x chunk) memory. The backward pass only scales that derivative: it needs
+neither logits nor keys, and a queue may be written before it. The derivative by a learnable
+temperature, -(q . dL/dq) / T, is that of the division.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from iivcl import _engine
+from iivcl._checks import check_embeddings, check_ids, check_mask, check_shape, unit_rows
+from iivcl._precision import without_autocast
+
+ChunkSize = int | Literal["dense"] | None
+
+# Stands for the logit of a key that does not count. Finite, so that a query for which no key counts
+# has a finite log-sum-exp and, through the masking, a zero gradient instead of NaN.
+NO_LOGIT = -1e30
+
+# Above this many logits the dense form stops paying: each of its passes leaves the CPU's cache,
+# and autograd keeps several matrices of this size.
+_DENSE_LOGITS = 2**22
+
+
+class Candidates(NamedTuple):
+    """Keys that queries are compared with, and which of them count for which query.
+
+    A key counts for a query where all conditions hold together. Only ``pairs`` has the size of the
+    (B, M) matrix of logits.
+
+    Attributes:
+        keys: (M, D) float, normalised on the way; a gradient reaches those that ask for one.
+        rows: (M,) bool, keys that count at all.
+        pairs: (B, M) bool; or float factors of the exponentials, not negative.
+        ids: (M,) integer ids of the keys, which do not count for queries of the same id.
+        query_ids: (B,) integer ids of the queries.
+        without: (B, E) integer rows that do not count; numbers outside [0, M) name none.
+        normalized: Whether the keys are of unit length already, as those of a queue are.
+
+    Example:
+        >>> import torch
+        >>> queries, keys = torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
+        >>> others = Candidates(keys, ids=torch.tensor([7, 8, 9]), query_ids=torch.tensor([7, 8]))
+        >>> others.log_sum_exp(queries)  # log(e^0 + e^1), log(e^0 + e^0)
+        tensor([1.3133, 0.6931])
+    """
+
+    keys: Tensor
+    rows: Tensor | None = None
+    pairs: Tensor | None = None
+    ids: Tensor | None = None
+    query_ids: Tensor | None = None
+    without: Tensor | None = None
+    normalized: bool = False
+
+    def log_sum_exp(self, query: Tensor, *, chunk_size: ChunkSize = None) -> Tensor:
+        """Compute ``log sum_m exp(query . key_m)`` over the keys that count.
+
+        Args:
+            query: (B, D) float, of unit length and divided by the temperature.
+            chunk_size: Keys per step of the streaming form; ``"dense"`` for the form that holds all
+                logits and can be differentiated twice; default: by size.
+
+        Returns:
+            (B,) in float32 (float64 for float64 queries); -1e30 with zero gradient for a query for
+            which no key counts.
+
+        Raises:
+            ValueError: A shape does not fit, or ``chunk_size`` is below 1.
+            TypeError: A mask is not bool, or ids are not integers.
+        """
+        self._check(query)
+        size = choose_chunk_size(chunk_size, query, len(self.keys))
+        query = query.to(torch.promote_types(query.dtype, torch.float32))
+        with without_autocast(query):
+            if size == "dense" or not len(self.keys):
+                return self._chunk_log_sum_exp(query, slice(0, len(self.keys)))
+            constants = (self.keys, self.pairs)
+            if torch.is_grad_enabled() and any(
+                x is not None and x.requires_grad for x in constants
+            ):
+                parts = [
+                    recomputed(self._chunk_log_sum_exp, query, span)
+                    for span in spans(len(self.keys), size)
+                ]
+                return torch.stack(parts).logsumexp(0)
+            if forward_ad.unpack_dual(query).tangent is not None:  # type: ignore[no-untyped-call]
+                raise NotImplementedError(_FIRST_ORDER)
+            slopes = torch.is_grad_enabled() and query.requires_grad
+            return _log_sum_exp(query, size, slopes, *self)[0]  # type: ignore[no-any-return]
+
+    def chunk(self, span: slice, dtype: torch.dtype) -> Tensor:
+        """Give the keys ``span`` of unit length, (c, D)."""
+        keys = self.keys[span].to(dtype)
+        return keys if self.normalized else unit_rows(keys)
+
+    def dropped(self, span: slice) -> Tensor | None:
+        """Mark which of the keys ``span`` do not count, (B, c) or (1, c) bool; None: all count."""
+        parts: list[Tensor] = []
+        if self.rows is not None:
+            parts.append(~self.rows[None, span])
+        if self.pairs is not None:
+            pairs = self.pairs[:, span]
+            parts.append(~pairs if pairs.dtype == torch.bool else pairs <= 0)
+        if self.query_ids is not None and self.ids is not None:
+            parts.append(self.query_ids[:, None] == self.ids[None, span])
+        if self.without is not None:
+            parts.append(_one_hot(self.without - span.start, span.stop - span.start))
+        return functools.reduce(torch.logical_or, parts) if parts else None
+
+    def allowed(self, rows: Tensor, queries: slice = slice(None)) -> Tensor:
+        """Tell which of a few ``rows`` (b, R) count for each of the ``queries``, (b, R) bool."""
+        parts = [rows >= 0]
+        if self.rows is not None:
+            parts.append(self.rows[rows])
+        if self.pairs is not None:
+            parts.append(self.pairs[queries].gather(1, rows))
+        if self.query_ids is not None and self.ids is not None:
+            parts.append(self.ids[rows] != self.query_ids[queries, None])
+        return functools.reduce(torch.logical_and, parts)
+
+    def _logits(self, query: Tensor, keys: Tensor, span: slice, nothing: float) -> Tensor:
+        """Multiply the queries with ``keys``, which are those of ``span``, (B, c)."""
+        logits = query @ keys.T
+        dropped = self.dropped(span)
+        if self.pairs is not None and self.pairs.is_floating_point() and dropped is not None:
+            factors = self.pairs[:, span].to(logits.dtype).masked_fill(dropped, 1.0)
+            logits = logits.add_(factors.log())
+        return logits if dropped is None else logits.masked_fill_(dropped, nothing)
+
+    def _chunk_log_sum_exp(self, query: Tensor, span: slice) -> Tensor:
+        if span.start == span.stop:
+            return query.new_full(query.shape[:1], NO_LOGIT)
+        keys = self.chunk(span, query.dtype)
+        return self._logits(query, keys, span, NO_LOGIT).logsumexp(1)
+
+    def _check(self, query: Tensor) -> None:
+        check_embeddings("keys", self.keys, "M D")
+        rows, dim = self.keys.shape
+        check_embeddings("query", query, "B D", D=(dim, "keys"))
+        sizes = {"B": (query.shape[0], "query"), "M": (rows, "keys")}
+        check_mask("rows", self.rows, "M", **sizes)
+        if self.pairs is not None:
+            check_shape("pairs", self.pairs, "B M", **sizes)
+        if self.ids is not None and self.query_ids is not None:
+            check_ids("ids", self.ids, rows, "keys")
+            check_ids("query_ids", self.query_ids, query.shape[0], "query")
+        if self.without is not None:
+            check_shape("without", self.without, "B E", **sizes)
+
+
+def check_chunk_size(chunk_size: ChunkSize) -> None:
+    """Check the user's choice."""
+    if isinstance(chunk_size, int) and chunk_size < 1:
+        raise ValueError(f'`chunk_size` must be at least 1, "dense" or None; got {chunk_size}')
+
+
+def choose_chunk_size(chunk_size: ChunkSize, query: Tensor, keys: int) -> int | Literal["dense"]:
+    """Return the user's choice; else dense for a small matrix and streaming for others."""
+    check_chunk_size(chunk_size)
+    if chunk_size is not None:
+        return chunk_size
+    return "dense" if query.shape[0] * keys <= _DENSE_LOGITS else streaming_chunk_size(query)
+
+
+def streaming_chunk_size(query: Tensor) -> int:
+    """Return the keys per step whose logits fit the cache of the device and are worth a step."""
+    logits = 2**20 if _engine.on_cpu(query) else 2**23  # 4 and 32 MiB of float32
+    return max(1024, logits // max(query.shape[0], 1))
+
+
+def spans(keys: int, chunk_size: int) -> Iterator[slice]:
+    """Cut the keys into chunks, at least one."""
+    for start in range(0, max(keys, 1), chunk_size):
+        yield slice(start, min(start + chunk_size, keys))
+
+
+def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call ``function`` and keep nothing but its arguments for the backward pass."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _one_hot(places: Tensor, width: int) -> Tensor:
+    """Mark columns ``places`` (B, E) in a (B, width) bool matrix, skipping those out of range."""
+    marks = torch.zeros(places.shape[0], width + 1, dtype=torch.bool, device=places.device)
+    inside = (places >= 0) & (places < width)
+    return marks.scatter(1, torch.where(inside, places, width), True)[:, :-1]
+
+
+# --- the operator: one opaque node in a compiled graph, however many chunks there are ------------
+
+_FIRST_ORDER = (
+    "the streaming form of the loss has a first derivative only, in reverse mode; "
+    'pass chunk_size="dense" for others'
+)
+
+
+def _stream(
+    query: Tensor, chunk_size: int, slopes: bool, keys: Tensor, *which: Any
+) -> tuple[Tensor, Tensor]:
+    """Give the log-sum-exp (B,) and its derivative (B, D) by the query, softmax(q K') K."""
+    candidates = Candidates(keys, *which)
+    top = query.new_full(query.shape[:1], NO_LOGIT)  # largest logit so far
+    total = torch.zeros_like(top)  # sum of exp(logit - top)
+    slope = query.new_zeros(query.shape if slopes else (0, 0))  # sum of exp(logit - top) key
+    with without_autocast(query):
+        for span in spans(len(keys), chunk_size):
+            chunk = candidates.chunk(span, query.dtype)
+            logits = candidates._logits(query, chunk, span, -torch.inf)  # (B, chunk)
+            new_top = torch.maximum(top, logits.amax(1))
+            weights = logits.sub_(new_top[:, None]).exp_()
+            shrink = top.sub_(new_top).exp_()
+            total.mul_(shrink).add_(weights.sum(1))
+            if slopes:
+                slope.mul_(shrink[:, None]).addmm_(weights, chunk)
+            top = new_top
+        empty = total == 0
+        if slopes:
+            slope.div_(total.masked_fill(empty, 1.0)[:, None])
+        return torch.where(empty, NO_LOGIT, top + total.log()), slope
+
+
+_log_sum_exp = torch.library.custom_op(
+    "iivcl::log_sum_exp",
+    _stream,
+    mutates_args=(),
+    schema="(Tensor query, int chunk_size, bool slopes, Tensor keys, Tensor? rows, Tensor? pairs, "
+    "Tensor? ids, Tensor? query_ids, Tensor? without, bool normalized) -> (Tensor, Tensor)",
+)
+
+
+@_log_sum_exp.register_fake
+def _(query: Tensor, chunk_size: int, slopes: bool, *_: object) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape[:1]), query.new_empty(query.shape if slopes else (0, 0))
+
+
+class _Once(torch.autograd.Function):
+    """The identity, as long as nobody differentiates it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, query: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise NotImplementedError(_FIRST_ORDER)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
+    query, slope = ctx.saved_tensors
+    gradient = grad[:, None] * slope
+    if torch.is_grad_enabled():
+        gradient = _Once.apply(gradient, query)
+    return gradient, *(None,) * 9
+
+
+_log_sum_exp.register_autograd(_backward, setup_context=_save)

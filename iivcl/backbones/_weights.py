@@ -1,0 +1,197 @@
+"""Published weights, under the names that PySlowFast, PyTorchVideo and torchvision gave."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from iivcl.backbones._encoder import VideoEncoder
+
+__all__ = ["LoadReport", "load_weights"]
+
+# Words of a prefix that tell a momentum encoder: backbone_hist, encoder_k, model_ema, ...
+_AVERAGED = re.compile(r"(?:^|[._])(?:hist|k|key|ema|momentum|teacher|target)[._]")
+# As opposed to heads and queues: PySlowFast, PyTorchVideo (whose head is block 5), torchvision.
+_ENCODER = re.compile(
+    r"s[1-5](_fuse)?\.|blocks\.(?!5\.proj\.)\d+\."
+    r"|stem\.|layer[1-4]\.|features\.|stages\.|conv_proj\.|pos_encoding\.|patch_embed\.|norm\."
+)
+
+# Rewritten in this order, every name of the three libraries becomes ours.
+_RENAMES = (
+    # wrappers in the middle of a name
+    (r"\b(_orig_mod|_checkpoint_wrapped_module)\.", ""),
+    # PySlowFast
+    (r"^s1\.pathway0_stem\.bn\.", "stem.norm."),
+    (r"^s1\.pathway0_stem\.", "stem."),
+    (r"^s2\.pathway0_res", "layer1."),
+    (r"^s3\.pathway0_res", "layer2."),
+    (r"^s4\.pathway0_res", "layer3."),
+    (r"^s5\.pathway0_res", "layer4."),
+    (r"^(layer\d\.\d+)\.branch1\.", r"\1.shortcut.conv."),
+    (r"^(layer\d\.\d+)\.branch1_bn\.", r"\1.shortcut.norm."),
+    (r"^(layer\d\.\d+)\.branch2\.([abc])\.", r"\1.branch.\2.conv."),
+    (r"^(layer\d\.\d+)\.branch2\.([abc])_bn\.", r"\1.branch.\2.norm."),
+    # PyTorchVideo
+    (r"^blocks\.0\.(conv|norm)\.", r"stem.\1."),
+    (r"^blocks\.([1-4])\.res_blocks\.", r"layer\1."),
+    (r"\.branch1_(conv|norm)\.", r".shortcut.\1."),
+    (r"\.branch2\.(conv|norm)_([abc])\.", r".branch.\2.\1."),
+    # torchvision
+    (r"^features\.", "stages."),
+)
+
+
+class LoadReport(NamedTuple):
+    """What a checkpoint and an encoder did not share.
+
+    Attributes:
+        missing: Names in the encoder's state dict that the file has not. They are only counters
+            of batches, which no result depends on; anything else is an error.
+        unused: Names in the file that were not loaded: heads, queue, momentum encoder.
+        prefix: What stands in the file before the names of the encoder: keys of dicts around the
+            state dict, wrappers, the attribute of the model. ``"model_state.backbone."``, say.
+    """
+
+    missing: list[str]
+    unused: list[str]
+    prefix: str
+
+
+def load_weights(
+    backbone: VideoEncoder, path: str | os.PathLike[str], *, prefix: str | None = None
+) -> LoadReport:
+    """Load published weights of the Slow network, or of torchvision's networks, into an encoder.
+
+    Reads the files of PySlowFast, supervised or self-supervised, of PyTorchVideo and torchvision,
+    and the state dict of an encoder made here. The encoder is found wherever it is in the file:
+    under a key such as ``"state_dict"``, behind ``module.`` or ``_orig_mod.``, as ``encoder_q`` of
+    a model, as ``0`` of ``Sequential(backbone, head)``. Of a query and a momentum encoder, the
+    query encoder is taken. When the file does not fit, nothing is loaded.
+
+    A pickled file is read with ``weights_only=True``: no code in it is run. A file named
+    ``*.safetensors`` is read by the package safetensors, an extra of this one.
+
+    Args:
+        backbone: The same network: `slow_r50` or `slow_resnet` of the same depth for the first two
+            libraries, the encoder of the same name for torchvision.
+        path: The ``.pyth``, ``.pth`` or ``.safetensors`` file.
+        prefix: Which encoder, when the file has several that fit. The error names their prefixes.
+
+    Returns:
+        Names that were missing in the file, names in the file that were not used, and the prefix.
+
+    Raises:
+        ValueError: The file is damaged, holds other things than tensors and plain values, another
+            network, or several encoders that fit.
+        ImportError: A ``.safetensors`` file, and the package is not installed.
+
+    Example:
+        >>> path = "MoCo_SlowR50_8x8_T2_epoch_00200.pyth"
+        >>> report = load_weights(slow_r50(), path)  # doctest: +SKIP
+
+    Source:
+        Names: github.com/facebookresearch/SlowFast, github.com/facebookresearch/pytorchvideo and
+        github.com/pytorch/vision.
+    """
+    path = os.fspath(path)
+    tensors, expected = dict(_tensors(_read(path))), backbone.state_dict()
+    if not tensors:
+        raise ValueError(f"`path` {path!r} must hold a state dict, by itself or under a key")
+    prefix = _find_prefix(tensors, expected, path) if prefix is None else prefix
+    names = {  # of the file, by ours
+        _rename(name.removeprefix(prefix)): name
+        for name in tensors
+        if name.startswith(prefix) and _ENCODER.match(name, len(prefix))
+    }
+    missing = [name for name in expected if name not in names]
+    shared = [name for name in expected if name in names]
+    problems = {
+        "missing in the file": [n for n in missing if not n.endswith("num_batches_tracked")],
+        "not in the backbone": [theirs for ours, theirs in names.items() if ours not in expected],
+        "of another shape": [
+            f"{n} {tuple(tensors[names[n]].shape)} instead of {tuple(expected[n].shape)}"
+            for n in shared
+            if tensors[names[n]].shape != expected[n].shape
+        ],
+    }
+    if any(problems.values()):
+        raise ValueError(
+            f"`path` {path!r} holds another network than `backbone`"
+            + (f" under {prefix!r}; " if prefix else "; ")
+            + "; ".join(f"{_summary(names)} {what}" for what, names in problems.items() if names)
+        )
+    backbone.load_state_dict({n: tensors[names[n]] for n in shared}, strict=False)
+    used = set(names.values())
+    return LoadReport(missing, [name for name in tensors if name not in used], prefix)
+
+
+def _find_prefix(names: Iterable[str], expected: Mapping[str, Tensor], path: str) -> str:
+    """Find what stands before the names of the encoder: where most of them are."""
+    known, alike = Counter[str](), Counter[str]()
+    for name in names:
+        for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+            if _ENCODER.match(name, start):
+                alike[name[:start]] += 1
+                known[name[:start]] += _rename(name[start:]) in expected
+    # Of another network no name may be known; the error then says what it has.
+    counts = known if any(known.values()) else alike
+    best = [prefix for prefix in counts if counts[prefix] == max(counts.values())]
+    best = [prefix for prefix in best if not _AVERAGED.search(prefix)] or best
+    if len(best) > 1:
+        raise ValueError(
+            f"`path` {path!r} holds several encoders that fit; choose one with `prefix`, of {best}"
+        )
+    return best[0] if best else ""
+
+
+def _tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Give the tensors in dicts of dicts, their names joined by dots."""
+    if isinstance(content, Mapping) and all(isinstance(key, str) for key in content):
+        for key, value in content.items():
+            if isinstance(value, Tensor):
+                yield prefix + key, value
+            else:
+                yield from _tensors(value, f"{prefix}{key}.")
+
+
+def _read(path: str) -> Any:
+    load_file = _safetensors(path) if path.endswith(".safetensors") else None
+    with open(path, "rb") as file:
+        try:
+            return load_file(path) if load_file else torch.load(file, "cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"`path` {path!r} is not a file of tensors and plain values, or not whole. Reading "
+                f"anything else could run code; if you trust it, save its state dict alone: {error}"
+            ) from error
+        except Exception as error:  # a damaged file raises whatever its readers stumble over
+            raise ValueError(f"`path` {path!r} is no checkpoint, or not whole: {error}") from error
+
+
+def _safetensors(path: str) -> Callable[[str], Mapping[str, Tensor]]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(
+            f"`path` {path!r} is read by the package safetensors, which is not installed: "
+            "pip install 'iivcl[safetensors]'"
+        ) from error
+    return load_file
+
+
+def _rename(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _summary(names: list[str]) -> str:
+    return f"{len(names)} tensors ({', '.join(sorted(names)[:3] + ['...'] * (len(names) > 3))})"

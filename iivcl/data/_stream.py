@@ -1,0 +1,172 @@
+"""A video file: from keyframe to keyframe where its packets prove the way, else step by step."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import cached_property, partial
+
+from av import FFmpegError
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from iivcl.data._container import DecodeError, File, decode_errors, open_container
+from iivcl.data._index import Clock, FrameIndex, Keyframe, index_frames
+from iivcl.data._index_cache import IndexPlace, keep_index_of, recall_index
+from iivcl.data._pixels import Picture, frame_orientation
+from iivcl.data._video import Video
+
+__all__ = ["Stream"]
+
+
+class Stream(Video):
+    """A video file, or the content of one."""
+
+    def __init__(
+        self,
+        file: File,
+        name: str,
+        *,
+        num_threads: int,
+        approximate: bool,
+        num_frames: int | None,
+        keep_index: IndexPlace,
+    ) -> None:
+        self.name = name
+        self._approximate, self._given = approximate, num_frames
+        self._open = partial(open_container, file, name, num_threads=num_threads)
+        self._keep = partial(keep_index_of, file, place=keep_index)
+        self._container, self._stream = self._open(approximate=approximate)
+        self.codec = self._stream.codec.canonical_name
+        try:
+            self._stored_aspect = self._stream.sample_aspect_ratio or Fraction(1)
+            self._rate = self._stream.average_rate or self._stream.guessed_rate
+            self._index = recall_index(file, keep_index)
+            if self._index is None:
+                self._index = index_frames(self._container, self._stream)
+                self._keep(self._index)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._container.close()
+
+    @property
+    def num_frames(self) -> int:
+        if self._index is None and self._given is not None:
+            return self._given
+        return len(self._counted().pts)
+
+    @property
+    def keyframes(self) -> list[int]:
+        keyframes = [] if self._index is None else self._index.keyframes
+        return [keyframe.number for keyframe in keyframes] or [0]
+
+    @property
+    def _counts_without_decoding(self) -> bool:  # type: ignore[override]
+        return self._index is not None
+
+    @cached_property
+    def _clock(self) -> Clock:
+        return self._counted().clock(self._stream.time_base or Fraction(0), self._rate)
+
+    def _counted(self) -> FrameIndex:
+        """Give the index, or what decoding everything says where the packets prove none."""
+        if self._index is None:
+            with decode_errors(self.name):
+                frames = [(f.pts or 0, f.duration) for _, f in self._decode_from_start()]
+            if not frames:
+                raise DecodeError(f"{self.name}: no frame can be decoded")
+            pts = array("q", (start for start, _ in frames))
+            self._index = FrameIndex(pts, sum(frames[-1]), keyframes=[])
+            self._keep(self._index)
+        return self._index
+
+    def _frames(self, wanted: Sequence[int]) -> Iterator[Picture]:
+        found = 0
+        if self._index is not None and self._index.keyframes:
+            found = yield from self._seek_frames(self._index, wanted)
+        if found < len(wanted):
+            unseen = set(wanted[found:])
+            for number, frame in self._decode_from_start():
+                if number in unseen:
+                    yield frame, frame_orientation(frame)
+                    unseen.remove(number)
+                    if not unseen:
+                        return
+
+    def _seek_frames(
+        self, index: FrameIndex, wanted: Sequence[int]
+    ) -> Generator[Picture, None, int]:
+        """Decode from keyframes; return how many frames were found before a seek went wrong."""
+        end = (len(index.pts), None)
+        found = 0
+        for keyframe, targets in index.runs(wanted):
+            numbers = index.numbers(keyframe.number, targets[-1])
+            decoded = _numbered(self._decode_run(index, keyframe, targets, numbers), numbers)
+            number = -1
+            frame: VideoFrame | None = None
+            before: VideoFrame | None = None  # stands in for one that approximate reading skips
+            for target in targets:
+                while number < target:
+                    before = frame
+                    number, frame = next(decoded, end)
+                if number == target and frame is not None:
+                    yield frame, frame_orientation(frame)
+                elif self._approximate and before is not None:
+                    yield before, frame_orientation(before)
+                else:
+                    return found
+                found += 1
+        return found
+
+    def _decode_run(
+        self,
+        index: FrameIndex,
+        keyframe: Keyframe,
+        targets: Sequence[int],
+        numbers: dict[int, int],
+    ) -> Iterator[VideoFrame]:
+        """Decode from a keyframe to the last target, without frames that no target depends on."""
+        codec = self._stream.codec_context
+        unsent = set(targets)
+        for packet in self._packets_from(index, keyframe):
+            number = -1 if packet.pts is None else numbers.get(packet.pts, -1)
+            if index.marks_references and not self._approximate:
+                codec.skip_frame = "DEFAULT" if number in unsent else "NONREF"
+            yield from codec.decode(packet)
+            unsent.discard(number)
+            if not unsent:
+                yield from codec.decode(None)  # what it holds back to put in order
+                return
+
+    def _packets_from(self, index: FrameIndex, keyframe: Keyframe) -> Iterable[Packet[VideoStream]]:
+        if index.packets:
+            self._stream.codec_context.flush_buffers()
+            return itertools.islice(index.packets, keyframe.place, None)
+        try:
+            self._container.seek(keyframe.seek_time, stream=self._stream)
+        except FFmpegError:  # a file without what a seek needs
+            return ()
+        packets = self._container.demux(self._stream)
+        return itertools.dropwhile(lambda packet: packet.pts != keyframe.pts, packets)
+
+    def _decode_from_start(self) -> Iterator[tuple[int, VideoFrame]]:
+        self._container.close()
+        self._container, self._stream = self._open()
+        frames = self._container.decode(self._stream)
+        if self._index is None or not self._index.keyframes:
+            return enumerate(frames)
+        return _numbered(frames, self._index.numbers())
+
+
+def _numbered(
+    frames: Iterator[VideoFrame], numbers: dict[int, int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    for frame in frames:
+        if frame.pts is not None and frame.pts in numbers:
+            yield numbers[frame.pts], frame

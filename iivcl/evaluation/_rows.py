@@ -1,0 +1,80 @@
+"""Which rows count in a measure, and how their values become one number."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from iivcl._checks import check_choice, check_embeddings, check_ids, check_same_device
+
+Average = Literal["videos", "classes"]
+
+
+def check_labeled(name: str, rows: Tensor, pattern: str, labels_name: str, labels: Tensor) -> None:
+    """Check that features or scores have a label each, beside them."""
+    check_embeddings(name, rows, pattern)
+    check_ids(labels_name, labels, len(rows), name)
+    check_same_device(labels_name, labels, name, rows)
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int | None = None) -> None:
+    """Check that labels name a class, or are -1."""
+    high = torch.iinfo(torch.int64).max if num_classes is None else num_classes
+    wrong = labels[(labels < -1) | (labels >= high)]
+    if len(wrong):
+        bound = "at least 0" if num_classes is None else f"in [0, {num_classes})"
+        raise ValueError(f"`{name}` must be {bound}, or -1 for unknown; got {int(wrong[0])}")
+
+
+def check_ks(name: str, ks: Sequence[int], most: int, what: str) -> None:
+    """Check numbers of neighbours or classes."""
+    if not (isinstance(ks, Sequence) and ks and all(hasattr(k, "__index__") for k in ks)):
+        raise TypeError(f"`{name}` must be a sequence of integers, such as (1, 5); got {ks!r}")
+    for k in ks:
+        if not 1 <= k <= most:
+            raise ValueError(f"`{name}` must be in [1, {most}] ({what}); got {k}")
+
+
+def warn_of_rows(name: str, sound: Tensor, consequence: str = "are left out") -> None:
+    """Say how many rows are not numbers."""
+    bad = int((~sound).sum())
+    if bad:
+        warnings.warn(
+            f"{bad} of {len(sound)} rows of `{name}` have a value that is not finite; they "
+            f"{consequence}",
+            stacklevel=3,
+        )
+
+
+def rows_that_count(
+    name: str, sound: Tensor, labels_name: str, labels: Tensor, num_classes: int | None = None
+) -> Tensor:
+    """Find the rows (N,) with sound values, of which the others are warned, and a known label."""
+    check_labels(labels_name, labels, num_classes)
+    warn_of_rows(name, sound)
+    rows = (sound & (labels >= 0)).nonzero()[:, 0]
+    if not len(rows):
+        raise ValueError(
+            f"`{name}` has no row that counts: with finite values, and a label in `{labels_name}` "
+            "that is not -1"
+        )
+    return rows
+
+
+def mean(values: Tensor, labels: Tensor, average: Average) -> float:
+    """Average values (N,) over rows, or over the means of the classes."""
+    check_choice("average", average, ("videos", "classes"))
+    values = values.double()
+    if average == "classes":
+        index = torch.unique(labels, return_inverse=True)[1]
+        values = index.bincount(values) / index.bincount()
+    return values.mean().item()
+
+
+def mean_at(hit: Tensor, ks: Sequence[int], labels: Tensor, average: Average) -> dict[int, float]:
+    """Average whether one of the first k, best first, is a hit: (N, K) bool."""
+    return {k: mean(hit[:, :k].any(dim=1), labels, average) for k in ks}
