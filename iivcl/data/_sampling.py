@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice, check_positive, check_shape
+from iivcl._checks import check_at_least, check_choice, check_positive, check_shape
 
 __all__ = ["ShortPolicy", "check_clip", "clip_indices", "clip_indices_in_time"]
 __all__ += ["last_not_behind", "move_to_keyframes", "random_clip_starts", "uniform_clip_starts"]
@@ -225,9 +225,7 @@ def _draw_gap(
 
 def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
     """Check the numbers that say what a clip is."""
-    for name, value in (("num_frames", num_frames), ("clips_per_video", clips_per_video)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {value}")
+    check_at_least(1, num_frames=num_frames, clips_per_video=clips_per_video)
     if not 0 < stride < math.inf:
         raise ValueError(f"`stride` must be above 0 and finite; got {stride}")
 
@@ -235,8 +233,7 @@ def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
 def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:
     """Count the starts at which a clip fits, at least 1."""
     check_clip(num_frames, stride, clips_per_video)
-    if video_frames < 1:
-        raise ValueError(f"`video_frames` must be at least 1; got {video_frames}")
+    check_at_least(1, video_frames=video_frames)
     span = int(_offsets(num_frames, stride)[-1]) + 1
     return max(video_frames - span, 0) + 1
 
