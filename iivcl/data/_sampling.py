@@ -226,8 +226,8 @@ def _draw_gap(
 def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
     """Check the numbers that say what a clip is."""
     check_at_least(1, num_frames=num_frames, clips_per_video=clips_per_video)
-    if not 0 < stride < math.inf:
-        raise ValueError(f"`stride` must be above 0 and finite; got {stride}")
+    if not (hasattr(stride, "__float__") and 0 < stride < math.inf):
+        raise ValueError(f"`stride` must be above 0 and finite; got {stride!r}")
 
 
 def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:
