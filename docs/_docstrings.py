@@ -1,4 +1,4 @@
-"""Reads the docstring section "Example:" as code to run, where Griffe knows "Examples:" only."""
+"""Reads the section "Example:" of docstrings, for which Griffe knows "Examples:", and "::"."""
 
 import re
 from typing import Any
@@ -11,4 +11,5 @@ class ExampleSections(Extension):
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)
+            value = re.sub(r"(?m)^Example:$", "Examples:", obj.docstring.value)
+            obj.docstring.value = re.sub(r"(?m)::$", ":", value)  # what precedes a formula

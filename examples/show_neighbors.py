@@ -4,32 +4,34 @@
     python examples/show_neighbors.py encoder.pt neighbors.png
 
 A queue is filled with the training videos of `train_minimal.py`; its queries are the first held-out
-video of every class. Green marks a neighbour of the query's class, orange one of another class.
+video of every class. Compared are features of the encoder before its head, minus their mean: the
+mean is common to all and would make every cosine nearly 1. Green marks a neighbour of the query's
+class, orange one of another class.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
-from train_minimal import DIM, NUM_FRAMES, SIZE, SmallEncoder
+from train_minimal import DIM, NUM_FRAMES, REAL, SHAPES, Setting, SmallEncoder, read_videos
 
-from iivcl import NNSupportQueue, augment, backbones
-from iivcl.data import ClipRecipe, VideoClips, find_videos, make_synthetic_videos
+from iivcl import NNSupportQueue, augment, backbones, data
 from iivcl.diagnostics import neighbor_purity
 from iivcl.evaluation import extract_features
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a canvas without a screen
 
-NUM_NEIGHBORS, FRAMES_SHOWN = 3, (0, 3, 6, 9)  # a motion is seen over a good half of the clip
+NUM_NEIGHBORS, MOST_ROWS, PIXELS = 3, 12, 96
+FRAMES_SHOWN = (0, 3, 6, 9)  # a motion is seen over a good half of the clip
 BACKGROUND, TEXT, SAME, OTHER = "#2b2f38", "#e8e8e8", "#3fb950", "#f0883e"
 
 
@@ -41,79 +43,104 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="PNG file to write")
     parser.add_argument("--data", type=Path, help="as for train_minimal.py")
     args = parser.parse_args()
-    if args.data is None:
-        args.data = Path.home() / ".cache" / "iivcl" / "moving-shapes-8"
-        make_synthetic_videos(args.data, 880)
-
-    # The same videos held out as in train_minimal.py.
-    paths = [Path(path) for path in find_videos(args.data)]
-    shuffled = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
-    paths = [paths[i] for i in shuffled]
-    classes = sorted({path.parent.name for path in paths})
-    labels = torch.tensor([classes.index(path.parent.name) for path in paths])
-    num_test = len(paths) // 4
-    firsts = [(labels[:num_test] == c).nonzero()[0].item() for c in labels[:num_test].unique()]
-
+    setting = SHAPES if args.data is None else REAL
     backbone = SmallEncoder()
     head = backbones.ProjectionHead(backbone.feature_dim, 256, DIM, num_layers=2, norm="batch")
-    encoder = nn.Sequential(backbone, head)
-    encoder.load_state_dict(torch.load(args.encoder, weights_only=True))
+    try:
+        state = torch.load(args.encoder, weights_only=True)
+        nn.Sequential(backbone, head).load_state_dict(state)
+        if args.data is None:
+            args.data = Path.home() / ".cache" / "iivcl" / "shapes-8"
+            data.make_synthetic_videos(args.data, 880)
+        train, test = read_videos(args.data)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    except Exception:  # of torch.load, which has many for what is no checkpoint, and of the keys
+        parser.error(f"{args.encoder} does not hold the small encoder of train_minimal.py")
 
-    middle = augment.Compose(augment.ResizeShortSide(SIZE), augment.CenterCrop(SIZE))
-    recipe = ClipRecipe(num_frames=NUM_FRAMES, stride=1, sampling="uniform")
-    videos = VideoClips(paths, recipe, transform=middle)
-    normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
-    model = nn.Sequential(augment.ToFloat(), normalize, encoder)
-    embeddings = extract_features(model, DataLoader(videos, 64, num_workers=2), device="cpu")[0]
-
-    ids = torch.arange(len(paths))
-    queue = NNSupportQueue(len(paths) - num_test, DIM)
-    queue.enqueue(embeddings[num_test:], ids[num_test:])
-    found = queue.nearest(embeddings[firsts], NUM_NEIGHBORS, ids=ids[firsts])  # (B, k)
-    everywhere = queue.nearest(embeddings[:num_test], NUM_NEIGHBORS, ids=ids[:num_test])
-    purity = neighbor_purity(everywhere, labels[queue.ids], labels[:num_test])
-    print(f"purity of {NUM_NEIGHBORS} neighbours of all {num_test} held-out videos: {purity:.3f}")
-
-    clips = VideoClips(paths, replace(recipe, clips_per_video=1))
-    rows = [
-        [(query, 1.0), *zip(queue.ids[indices].tolist(), similarity.tolist(), strict=True)]
-        for query, indices, similarity in zip(firsts, found.indices, found.similarity, strict=True)
-    ]
-    figure = draw(rows, labels, [name.replace("_", " ") for name in classes], clips)
+    rows, purity = nearest(backbone, train, test, setting)
+    print(f"purity of {NUM_NEIGHBORS} neighbours of all held-out videos: {purity:.3f}")
+    figure = draw(rows[:MOST_ROWS], test.classes, setting.stride)
     colours = Image.Quantize.MAXCOVERAGE  # a palette makes the file three times smaller
     picture = Image.fromarray(figure).quantize(256, colours, kmeans=2, dither=Image.Dither.NONE)
     picture.save(args.picture, optimize=True)
+    print(f"picture: {args.picture}")
 
 
-def draw(
-    rows: list[list[tuple[int, float]]], labels: Tensor, classes: list[str], clips: VideoClips
-) -> np.ndarray:
+class Hit(NamedTuple):
+    """A video of a row of the picture."""
+
+    path: str
+    label: int
+    cosine: float  # to the first of its row
+
+
+def nearest(
+    backbone: nn.Module, train: data.Manifest, test: data.Manifest, setting: Setting
+) -> tuple[list[list[Hit]], float]:
+    """Find neighbours of the first held-out video of every class; and the purity over all."""
+    recipe = data.ClipRecipe(num_frames=NUM_FRAMES, stride=setting.stride, sampling="uniform")
+    normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+    model, sides = nn.Sequential(augment.ToFloat(), normalize, backbone), []
+    for videos in (test, train):
+        clips = data.VideoClips(videos, recipe, transform=middle(setting.size), on_error="skip")
+        loader = DataLoader(clips, 64, num_workers=2, collate_fn=data.collate_clips)
+        sides.append(extract_features(model, loader, device="cpu"))
+    (queries, test_videos, labels), (bank, train_videos, bank_labels) = sides
+    queries, bank = queries - bank.mean(0), bank - bank.mean(0)
+
+    queue = NNSupportQueue(len(bank), bank.shape[1])
+    queue.enqueue(bank, torch.arange(len(bank)))  # which no query has as its id
+    found = queue.nearest(queries, NUM_NEIGHBORS, ids=torch.full((len(queries),), -1))  # (B, k)
+    rows = []
+    for label in labels.unique():
+        first = (labels == label).nonzero()[0].item()
+        rows.append([Hit(test.paths[test_videos[first]], label.item(), 1.0)])
+        ids = queue.ids[found.indices[first]]
+        for place, cosine in zip(ids, found.similarity[first].tolist(), strict=True):
+            path, its_label = train.paths[train_videos[place]], bank_labels[place].item()
+            rows[-1].append(Hit(path, its_label, cosine))
+    return rows, neighbor_purity(found, bank_labels[queue.ids], labels).item()
+
+
+def middle(pixels: int) -> augment.Compose:
+    return augment.Compose(augment.ResizeShortSide(pixels), augment.CenterCrop(pixels))
+
+
+def draw(rows: list[list[Hit]], classes: list[str], stride: int) -> np.ndarray:
     """Draw one row per query: its strip, then those of its neighbours with their cosine."""
-    size = (3.2 * len(rows[0]) + 1.2, 1.05 * len(rows) + 0.5)
-    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=size, dpi=100, squeeze=False)
+    names = [Path(name).name.replace("_", " ") for name in classes]
+    paths = [hit.path for row in rows for hit in row]
+    recipe = data.ClipRecipe(
+        num_frames=NUM_FRAMES, stride=stride, clips_per_video=1, sampling="uniform"
+    )
+    clips = iter(data.VideoClips(paths, recipe, transform=middle(PIXELS)))
+    size = (3.3 * len(rows[0]) + 1.4, 1.15 * len(rows) + 0.4)
+    figure, axes = plt.subplots(
+        len(rows), len(rows[0]), figsize=size, dpi=100, squeeze=False, layout="constrained"
+    )
     figure.set_facecolor(BACKGROUND)
-    for row, videos in zip(axes, rows, strict=True):
-        query_label = labels[videos[0][0]]
-        for place, (axis, (video, similarity)) in enumerate(zip(row, videos, strict=True)):
-            frames = clips[video][0][0, :, list(FRAMES_SHOWN)]  # (C, frames, H, W)
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, wspace=0.005, hspace=0.0)
+    for row, hits in zip(axes, rows, strict=True):
+        query_label = hits[0].label
+        for place, (axis, (_, label, cosine)) in enumerate(zip(row, hits, strict=True)):
+            frames = next(clips)[0][0, :, list(FRAMES_SHOWN)]  # (C, frames, H, W)
             strip = frames.permute(2, 1, 3, 0).flatten(1, 2)  # (H, frames x W, C)
             axis.imshow(strip, interpolation="nearest")
-            for n in range(1, frames.shape[1]):
-                axis.axvline(n * frames.shape[3] - 0.5, color=BACKGROUND, linewidth=2)
+            for n in range(1, len(FRAMES_SHOWN)):
+                axis.axvline(n * PIXELS - 0.5, color=BACKGROUND, linewidth=2)
             axis.set(xticks=[], yticks=[])
-            colour = TEXT if place == 0 else SAME if labels[video] == query_label else OTHER
+            colour = TEXT if place == 0 else SAME if label == query_label else OTHER
             for spine in axis.spines.values():
                 spine.set(color=colour, linewidth=0 if place == 0 else 2.5)
             if place > 0:
-                name = "" if labels[video] == query_label else f", {classes[labels[video]]}"
-                axis.set_xlabel(f"{similarity:.2f}{name}", color=colour, fontsize=13, labelpad=3)
-        row[0].set_ylabel(
-            classes[query_label], color=TEXT, fontsize=16, rotation=0, ha="right", va="center"
-        )
+                other = "" if label == query_label else f", {names[label] if names else label}"
+                axis.set_xlabel(f"{cosine:.3f}{other}", color=colour, fontsize=13, labelpad=3)
+        name = names[query_label] if names else str(query_label)
+        row[0].set_ylabel(name, color=TEXT, fontsize=16, rotation=0, ha="right", va="center")
     titles = ["held-out video", "nearest", "second", "third"]
     for axis, title in zip(axes[0], titles, strict=False):
         axis.set_title(title, color=TEXT, fontsize=17, pad=9)
-    figure.subplots_adjust(0.125, 0.04, 0.99, 0.94, wspace=0.04, hspace=0.44)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3]
 

@@ -2,13 +2,18 @@
 
     python examples/train_minimal.py                     # generated moving shapes, 8 classes
     python examples/train_minimal.py --classes 16        # harder: some classes differ by direction
-    python examples/train_minimal.py --data my_videos/   # your own files, in folders of any depth
+    python examples/train_minimal.py --data my_videos/   # your own files; class = parent folder
+    python examples/train_minimal.py --data videos.csv   # a list: path, and label, group, split
 
 Copy this file and change it: it is one training loop, read from top to bottom.
 """
 
 import argparse
+import csv
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +21,35 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones
-from iivcl.data import ClipRecipe, VideoClips, find_videos, make_synthetic_videos
-from iivcl.diagnostics import neighbor_purity
+from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones, data
+from iivcl.diagnostics import embedding_std, neighbor_purity
 from iivcl.evaluation import extract_features, retrieval_recall
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
 
-NUM_FRAMES, STRIDE, SIZE = 16, 1, 32  # frames per clip, frames from one to the next, pixels
-WIDTH, DIM = 16, 128  # channels of the encoder's first block, numbers of an embedding
+
+class Setting(NamedTuple):
+    """What depends on the videos."""
+
+    steps: int
+    stride: int  # frames from one frame of a clip to the next: a clip must show the motion
+    size: int  # pixels
+    scale: tuple[float, float]  # share of the picture that a crop keeps
+    colour: dict[str, float]  # how much each may change
+    learning_rate: float
+    inter_start: float  # share of the steps before neighbours count: until then they are noise
+
+
+# Shapes differ by motion alone, hence strong colours, and no flip, which would turn one motion
+# into another. On real videos a short run with strong changes ends with all videos alike. With a
+# GPU and hours: size 112 and the crops and colours of `augment.rho_moco`.
+VIVID = {"brightness": 0.6, "contrast": 0.6, "saturation": 0.8, "hue": 0.5}
+MILD = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3, inter_start=0.4)
+REAL = Setting(600, 2, 40, (0.4, 1.0), MILD, 1e-3, inter_start=0.75)
+
+NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
 QUEUE_SIZE, NUM_NEIGHBORS, TEMPERATURE = 512, 5, 0.1
 MOMENTUM = 0.98  # of the key encoder, rising to 1; a longer run wants it nearer to 1
-INTER_START = 0.4  # share of the steps before neighbours count: until then they are noise
-LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-4
 
 
 class SmallEncoder(nn.Sequential):
@@ -46,44 +68,83 @@ class SmallEncoder(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten())
 
 
+def read_videos(source: Path) -> tuple[data.Manifest, data.Manifest]:
+    """List the videos to train on and those held out; no group has videos in both."""
+    if not source.exists():
+        raise FileNotFoundError(f"no such file or folder: {source}")
+    if source.is_dir():
+        paths = data.find_videos(source)
+        classes = sorted({str(Path(path).parent) for path in paths})
+        labels = torch.tensor([classes.index(str(Path(path).parent)) for path in paths])
+        videos, splits = data.Manifest(paths, labels, torch.arange(len(paths)), classes), []
+    else:
+        videos = data.read_manifest(source)  # whose ids are the groups
+        lines = filter(str.strip, source.read_text(encoding="utf-8-sig").splitlines())
+        rows = csv.DictReader(lines) if source.suffix == ".csv" else map(json.loads, lines)
+        splits = [row["split"] for row in rows if row.get("split")]
+    if splits:
+        held_out = torch.tensor([split != "train" for split in splits])
+    else:  # one group in four
+        groups = videos.ids.unique()
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0))
+        held_out = torch.isin(videos.ids, groups[order[: len(groups) // 4]])
+
+    def part(which: Tensor) -> data.Manifest:
+        chosen = [videos.paths[i] for i in which.nonzero()[:, 0]]
+        return data.Manifest(chosen, videos.labels[which], videos.ids[which], videos.classes)
+
+    shared = ~held_out & torch.isin(videos.ids, videos.ids[held_out])
+    if shared.any():
+        print(f"Left out: {shared.sum()} videos to train on, whose group has held-out ones as well")
+    return part(~held_out & ~shared), part(held_out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder of videos; class = parent folder")
+    encoders = ("small", "mc3_18", "r2plus1d_18", "r3d_18", "s3d", "slow_r50", "swin3d_t")
+    parser.add_argument("--data", type=Path, help="folder of videos, or a .csv or .jsonl list")
     parser.add_argument("--classes", type=int, default=8, help="of the generated set, 2 to 16")
-    parser.add_argument("--backbone", default="small", help="or a name in iivcl.backbones")
-    parser.add_argument("--steps", type=int, default=210)
+    parser.add_argument("--backbone", default="small", choices=encoders)
+    parser.add_argument("--steps", type=int, help="default: enough for a first look")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--on-error", default="skip", choices=("skip", "substitute", "raise"))
     parser.add_argument("--out", type=Path, help="file to write the trained encoder to")
     args = parser.parse_args()
+    if args.out is not None and not args.out.parent.is_dir():
+        parser.error(f"--out: no such folder: {args.out.parent}")
     torch.manual_seed(args.seed)
     torch.set_num_threads(max(1, torch.get_num_threads() - 2))  # two cores decode
 
-    # Data: one video in four is held out. Classes serve the measurement alone.
+    # Data: one group of videos in four is held out. Classes serve the measurement alone.
+    setting = SHAPES if args.data is None else REAL
     if args.data is None:
-        args.data = Path.home() / ".cache" / "iivcl" / f"moving-shapes-{args.classes}"
-        make_synthetic_videos(args.data, 110 * args.classes, num_classes=args.classes)
-    paths = [Path(path) for path in find_videos(args.data)]
-    shuffled = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
-    paths = [paths[i] for i in shuffled]
-    classes = sorted({path.parent for path in paths})
-    labels = torch.tensor([classes.index(path.parent) for path in paths])
-    test, train = slice(len(paths) // 4), slice(len(paths) // 4, None)
-    if len(paths[train]) < args.batch_size:
-        parser.error(f"{args.data} holds {len(paths)} videos; give more, or a smaller --batch-size")
+        args.data = Path.home() / ".cache" / "iivcl" / f"shapes-{args.classes}"
+        print(f"videos: generated once, in {args.data}")
+        data.make_synthetic_videos(args.data, 110 * args.classes, num_classes=args.classes)
+    try:
+        train, test = read_videos(args.data)
+    except (OSError, ValueError) as error:
+        parser.error(f"--data: {error}")
+    if len(train.paths) < args.batch_size:
+        found = f"{len(train.paths)} videos to train on"
+        parser.error(f"--data: {args.data} has {found}; give more, or a smaller --batch-size")
+    every_label = torch.cat([train.labels, test.labels])
+    has_classes = len(test.paths) > 0 and len(every_label.unique()) > 1 and every_label.min() >= 0
     # Crops are drawn in the workers, where files differ in size; colours in batches on the device.
-    # No flip: it would turn one motion into another. For real videos see augment.rho_moco.
-    crop = augment.RandomResizedCrop(SIZE, scale=(0.7, 1.0))
-    jitter = augment.ColorJitter(brightness=0.6, contrast=0.6, saturation=0.8, hue=0.5)
+    crop = augment.RandomResizedCrop(setting.size, scale=setting.scale)
     normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+    jitter = augment.ColorJitter(**setting.colour)
     colours = augment.Compose(augment.ToFloat(), jitter, augment.RandomGrayscale(p=0.3), normalize)
-    recipe = ClipRecipe(num_frames=NUM_FRAMES, stride=STRIDE)
-    train_set = VideoClips(paths[train], recipe, transform=crop, seed=args.seed)
-    workers = {"num_workers": 2, "persistent_workers": True}
-    loader = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, **workers)
+    size, stride = setting.size, setting.stride
+    recipe = data.ClipRecipe(num_frames=NUM_FRAMES, stride=stride, short_side=size * 5 // 4)
+    sets = [data.VideoClips(train, recipe, transform=crop, on_error=args.on_error, seed=args.seed)]
+    workers = {"num_workers": 2, "persistent_workers": True, "collate_fn": data.collate_clips}
+    loader = DataLoader(sets[0], args.batch_size, shuffle=True, drop_last=True, **workers)
+    steps = args.steps or max(setting.steps, 10 * len(loader))
 
     backbone = SmallEncoder() if args.backbone == "small" else getattr(backbones, args.backbone)()
     head = backbones.ProjectionHead(backbone.feature_dim, 256, DIM, num_layers=2, norm="batch")
@@ -91,44 +152,53 @@ def main() -> None:
     key_encoder = momentum_copy(encoder)
     queue = NNSupportQueue(QUEUE_SIZE, DIM).to(args.device)
     loss_fn = IIVCLLoss(num_neighbors=NUM_NEIGHBORS, temperature=TEMPERATURE, batch_negatives=True)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
+    optimizer = torch.optim.AdamW(encoder.parameters(), setting.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def features(model: nn.Module, num_frames: int) -> Tensor:  # (N, feature_dim)
-        middle = augment.Compose(augment.ResizeShortSide(SIZE), augment.CenterCrop(SIZE))
-        whole = ClipRecipe(num_frames=num_frames, stride=STRIDE, sampling="uniform")
-        batches = DataLoader(VideoClips(paths, whole, transform=middle), 64, **workers)
-        model = nn.Sequential(augment.ToFloat(), normalize, model)
-        return extract_features(model, tqdm(batches, "features"), device=args.device).features
+    def recall(model: nn.Module, num_frames: int = NUM_FRAMES) -> float:
+        """Measure R@1: has the nearest training video the class of the held-out one?"""
+        whole = replace(recipe, num_frames=num_frames, sampling="uniform")
+        middle = augment.Compose(augment.ResizeShortSide(size), augment.CenterCrop(size))
+        model, found = nn.Sequential(augment.ToFloat(), normalize, model), []
+        for videos in (test, train):
+            clips = data.VideoClips(videos, whole, transform=middle, on_error=args.on_error)
+            batches = tqdm(DataLoader(clips, 64, **workers), "features")
+            found.append(extract_features(model, batches, device=args.device))
+            sets.append(clips)
+        (query, _, query_labels), (gallery, _, gallery_labels) = found
+        return retrieval_recall(query, query_labels, gallery, gallery_labels, ks=(1,))[1]
 
-    def recall(x: Tensor) -> float:  # R@1 of the held-out videos among the training videos
-        return retrieval_recall(x[test], labels[test], x[train], labels[train], ks=(1,))[1]
-
-    random_init = recall(features(backbone, NUM_FRAMES))
-    step, progress = 0, tqdm(total=args.steps, desc="pretrain")
-    while step < args.steps:
-        train_set.set_epoch(step // len(loader))
-        for clips, ids in loader:  # (B, 2, 3, T, H, W) uint8 and (B,)
+    random_init = recall(backbone) if has_classes else 0.0
+    label_of = torch.zeros(int(train.ids.max()) + 1, dtype=torch.int64)  # of every group
+    label_of = label_of.scatter(0, train.ids, train.labels).to(args.device)
+    step, progress = 0, tqdm(total=steps, desc="pretrain")
+    while step < steps:
+        sets[0].set_epoch(step // len(loader))
+        for clips, _, _, ids in loader:  # (B, 2, 3, T, H, W) uint8 and (B,)
             views, ids = colours(clips.to(args.device).flatten(0, 1)), ids.to(args.device)
             query = F.normalize(encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
             with torch.no_grad():
-                momentum = cosine_momentum(step, args.steps, base=MOMENTUM)
+                momentum = cosine_momentum(step, steps, base=MOMENTUM)
                 momentum_update_(key_encoder, encoder, momentum)
                 key = F.normalize(key_encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
             outs = [loss_fn(query[:, i], key[:, 1 - i], queue, ids=ids) for i in (0, 1)]
-            inter_weight = float(step >= INTER_START * args.steps)
+            inter_weight = float(step >= setting.inter_start * steps)
             loss = sum(out.intra + inter_weight * out.inter for out in outs) / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            known = labels[train].to(args.device)  # neighbours are rows of the queue as it is now
-            purity = neighbor_purity(outs[0].neighbors, known[queue.ids], known[ids]).item()
+            spread = embedding_std(query[:, 0]).item()  # 0: all are alike; at best 1 / sqrt(DIM)
+            near = outs[0].neighbors  # rows of the queue as it is now
+            purity = neighbor_purity(near, label_of[queue.ids], label_of[ids])
+            similarity = near.similarity[near.valid].mean()
+            found = ("purity", purity) if has_classes else ("similarity", similarity)
             queue.enqueue(key.flatten(0, 1), ids.repeat_interleave(2))
-            progress.set_postfix(loss=loss.item(), purity=purity, refresh=False)
+            shown = {"loss": loss.item(), "std": spread, found[0]: found[1].item()}
+            progress.set_postfix(shown, refresh=False)
             progress.update()
             step += 1
-            if step == args.steps:
+            if step == steps:
                 break
     progress.close()
 
@@ -136,13 +206,26 @@ def main() -> None:
         unfinished = args.out.with_name(args.out.name + ".tmp")
         torch.save(encoder.state_dict(), unfinished)
         unfinished.replace(args.out)
-    trained = recall(features(backbone, NUM_FRAMES))
-    one_frame = features(nn.Flatten(), num_frames=1)  # what is known without seeing motion
-    mean_colour = one_frame.view(len(paths), 3, -1).mean(2)
-    chance = (labels[test, None] == labels[train]).float().mean()
-    print(f"no motion: one frame {recall(one_frame):.3f}, mean colour {recall(mean_colour):.3f}")
-    print(f"retrieval R@1: random init {random_init:.3f} -> trained {trained:.3f}", end=" ")
-    print(f"(chance {chance:.3f}, {len(paths[test])} videos)")
+        print(f"encoder: {args.out}")
+    if has_classes:
+        trained = recall(backbone)
+        one_frame = recall(nn.Flatten(), 1)  # what is known without seeing motion
+        mean_colour = recall(nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), 1)
+        chance = (test.labels[:, None] == train.labels).float().mean()
+        print(f"no motion: one frame {one_frame:.3f}, mean colour {mean_colour:.3f}")
+        print(f"retrieval R@1: random init {random_init:.3f} -> trained {trained:.3f}", end=" ")
+        print(f"(chance {chance:.3f}, {len(test.paths)} videos)")
+    if spread < 0.4 * DIM**-0.5:
+        print(f"It did not learn: all embeddings are alike (std {spread:.3f} of {DIM**-0.5:.3f}).")
+        print("At the top of this file, set more steps, a lower learning rate, or milder changes.")
+    elif has_classes and trained < random_init + 0.05:
+        print("It did not learn your classes. At the top of this file, set more steps, a stride at")
+        print(
+            "which a clip shows a whole motion, or a larger size; give near-duplicates one group."
+        )
+    if unreadable := {f.path: f.cause for part in sets for f in part.failures()}:
+        print(f"Left out, since they could not be read: {len(unreadable)} videos, such as")
+        print(*list(unreadable.values())[:5], sep="\n")
 
 
 if __name__ == "__main__":

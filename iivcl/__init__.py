@@ -1,6 +1,6 @@
 """Inter-intra video contrastive learning in PyTorch, as small parts for your own training loop."""
 
-from . import (
+from iivcl import (
     augment,
     backbones,
     data,
@@ -12,8 +12,8 @@ from . import (
     queues,
     testing,
 )
-from .losses import IIVCLLoss, InfoNCELoss
-from .queues import MoCoQueue, NNSupportQueue
+from iivcl.losses import IIVCLLoss, InfoNCELoss
+from iivcl.queues import MoCoQueue, NNSupportQueue
 
 __all__ = [
     "IIVCLLoss",

@@ -95,6 +95,12 @@ const codes = [...document.querySelectorAll("pre > code")];
 return [cut, codes.filter(code => code.scrollWidth > code.clientWidth).length];
 """
 
+# Where the navigation leads within the site; it has a link to the repository as well.
+NAVIGATION = """
+return [...document.querySelectorAll(".md-nav--primary a[href]")]
+  .filter(link => link.origin === location.origin).map(link => link.href);
+"""
+
 IMAGES = """
 return [...document.images].map(
   image => [image.getAttribute("src"), image.complete && image.naturalWidth > 0]);
@@ -163,8 +169,8 @@ def visit(chrome: Chrome, address: str) -> Findings:
         drain(chrome, log)  # of what the page before left
     resize(chrome, DESKTOP)
     chrome.get(address)
-    links = "return [...document.querySelectorAll('.md-nav--primary a[href]')].map(a => a.href)"
-    navigation = {link.partition("#")[0] for link in chrome.execute_script(links)}
+    links = chrome.execute_script(NAVIGATION)
+    navigation = {link.partition("#")[0] for link in links}
     still = "document.head.append(Object.assign(document.createElement('style'), {textContent: "
     chrome.execute_script(still + "'* { transition: none !important }'}))")
     faint = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,34 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_page_is_what_the_script_writes(pages: ModuleType) -> None:
     written = pages.page(pages.read_results(pages.RESULTS))
     assert pages.PAGE.read_text() == written, "run python benchmarks/pages.py"
+
+
+def test_chart_shows_the_ratios_that_were_measured(pages: ModuleType) -> None:
+    chart = pages.chart(pages.read_results(pages.RESULTS))
+    assert chart.count("<li>") == len(pages.CHART)
+    for area, text, label, peer in pages.CHART:
+        reports = [json.loads(path.read_text()) for path in RESULTS if path.name.startswith(area)]
+        targets = [target for report in reports for target in report.get("targets", [])]
+        measured = {target["measured"] for target in targets if target["target"] == text}
+        (row,) = (row for row in chart.splitlines() if f"{label} <small>/ {peer}<" in row)
+        shown = re.search("<b>(.*)</b>", row)
+        assert shown is not None
+        assert sorted(shown[1].split(", ")) == sorted(f"{ratio:.2f}" for ratio in measured)
+
+
+def test_chart_has_an_axis(pages: ModuleType) -> None:
+    """The ends of the logarithmic axis, the middle between them, and what lies outside."""
+    middle = (pages.LEAST * pages.MOST) ** 0.5
+    places = [pages.place(x) for x in (0.0001, pages.LEAST, middle, pages.MOST, 1000)]
+    assert places == pytest.approx([0, 0, 50, 100, 100])
+
+
+def test_a_ratio_that_was_not_measured_is_an_error(
+    pages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "CHART", (("queues", "time of nothing", "Nothing", "nobody"),))
+    with pytest.raises(ValueError, match="no result of 'queues' has the target 'time of nothing'"):
+        pages.chart(pages.read_results(pages.RESULTS))
 
 
 def test_page_has_every_result_with_its_command_and_machine() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
 from iivcl.data import make_synthetic_videos
 
+Refused = Callable[..., str]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "train_minimal.py"
 
 
@@ -20,38 +24,115 @@ def run(*arguments: object, example: Path = EXAMPLE) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(tmp_path: Path) -> None:
-    make_synthetic_videos(tmp_path / "videos", 16, num_classes=2)
+def train(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run("--steps", 3, "--batch-size", 4, *arguments)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example") / "videos"
+    make_synthetic_videos(folder, 16, num_classes=2)
+    return folder
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Give the message of a run that is refused: in this process, which has imported torch."""
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+
+    def refused(*arguments: object, example: str = "train_minimal") -> str:
+        monkeypatch.setattr(sys, "argv", [example, *map(str, arguments)])
+        with pytest.raises(SystemExit, match=r"^2$"):
+            importlib.import_module(example).main()
+        return capsys.readouterr().err.splitlines()[-1].removeprefix(f"{example}: error: ")
+
+    return refused
+
+
+def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(
+    folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "encoder.pt"
-    done = run("--data", tmp_path / "videos", "--steps", 3, "--batch-size", 4, "--out", out)
+    done = train("--data", folder, "--out", out)
     assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
+    assert re.search(r"loss=[\d.]+, std=0\.\d+, purity=[\d.nan]+", done.stderr)
+    first, _, result, verdict, advice = done.stdout.splitlines()
     number = r"[01]\.\d{3}"
+    assert first == f"encoder: {out}"
     assert re.fullmatch(
         rf"retrieval R@1: random init {number} -> trained {number} \(chance {number}, 4 videos\)",
-        last,
+        result,
     )
+    assert verdict.startswith("It did not learn")  # three steps cannot
+    assert "more steps" in verdict + advice
     state = torch.load(out, weights_only=True)
     assert all(value.isfinite().all() for value in state.values())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.pt", "videos"]
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt"]
 
     show, picture = EXAMPLE.with_name("show_neighbors.py"), tmp_path / "neighbors.png"
-    done = run(out, picture, "--data", tmp_path / "videos", example=show)
+    done = run(out, picture, "--data", folder, example=show)
     assert done.returncode == 0, done.stderr
-    purity = r"purity of 3 neighbours of all 4 held-out videos: [01]\.\d{3}"
-    assert re.fullmatch(purity, done.stdout.strip())
+    purity = r"purity of 3 neighbours of all held-out videos: [01]\.\d{3}"
+    assert re.fullmatch(rf"{purity}\npicture: {re.escape(str(picture))}", done.stdout.strip())
     with Image.open(picture) as image:
-        assert image.size == (1400, 260)  # two rows
+        assert image.size == (1460, 270)  # two rows
 
 
-def test_a_folder_without_videos_and_a_missing_one_are_clear_errors(tmp_path: Path) -> None:
-    empty, missing = run("--data", tmp_path), run("--data", tmp_path / "gone")
-    assert (empty.returncode, missing.returncode) == (2, 1)
-    message = f"error: {tmp_path} holds 0 videos; give more, or a smaller --batch-size"
-    assert empty.stderr.splitlines()[-1].endswith(message)
-    message = f"FileNotFoundError: `root`: no such folder: {tmp_path / 'gone'}"
-    assert missing.stderr.splitlines()[-1] == message
+def test_files_without_classes_of_which_some_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    """The bar shows the similarity of neighbours, and what was left out is named at the end."""
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    paths = [*map(str, folder.glob("*/*.mp4")), "broken.mp4", "gone.mp4", "gone too.mp4"]
+    manifest = tmp_path / "videos.jsonl"
+    # Held out are none, so that all are read in an epoch.
+    lines = [f'{{"path": "{path}", "split": "train"}}\n' for path in paths]
+    manifest.write_text("".join(lines))
+    done = run("--steps", 6, "--batch-size", 4, "--data", manifest)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"std=[\d.]+, similarity=[-\d.nan]+", done.stderr)
+    assert "retrieval" not in done.stdout
+    *_, summary, first, second, third = done.stdout.splitlines()
+    assert summary == "Left out, since they could not be read: 3 videos, such as"
+    for name in ("broken.mp4", "gone.mp4", "gone too.mp4"):
+        assert sum(f"{name}: " in line for line in (first, second, third)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "trained", "held_out"),
+    [
+        # By the column: the training video of a group that is held out as well is left out.
+        (["a,0,x,train", "b,1,y,train", "c,0,z,test", "d,0,x,test"], 1, 2),
+        # By groups: one in four, whole.
+        ([f"{n},0,{n // 2}," for n in range(8)], 6, 2),
+    ],
+)
+def test_no_group_is_trained_on_and_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[str], trained: int, held_out: int
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    manifest = tmp_path / "videos.csv"
+    manifest.write_text("path,label,group,split\n" + "\n".join(rows))
+    train, test = importlib.import_module("train_minimal").read_videos(manifest)
+    assert set(train.ids.tolist()).isdisjoint(test.ids.tolist())
+    assert (len(train.paths), len(test.paths)) == (trained, held_out)
+
+
+def test_what_cannot_work_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, refused: Refused
+) -> None:
+    message = f"--data: {tmp_path} has 0 videos to train on; give more, or a smaller --batch-size"
+    assert refused("--data", tmp_path) == message
+    gone = tmp_path / "gone"
+    assert refused("--data", gone) == f"--data: no such file or folder: {gone}"
+    message = f"--data: `path` must end in .csv or .jsonl; got {str(EXAMPLE)!r}"
+    assert refused("--data", EXAMPLE) == message
+    assert "invalid choice: 'resnet'" in refused("--backbone", "resnet")
+    gone = tmp_path / "gone" / "encoder.pt"
+    assert refused("--data", folder, "--out", gone) == f"--out: no such folder: {gone.parent}"
+    message = f"{EXAMPLE} does not hold the small encoder of train_minimal.py"
+    arguments = (EXAMPLE, "neighbors.png", "--data", folder)
+    assert refused(*arguments, example="show_neighbors") == message
+    assert "No such file" in refused(gone, "neighbors.png", example="show_neighbors")
 
 
 def test_it_is_short_enough_to_be_copied() -> None:
-    assert len(EXAMPLE.read_text().splitlines()) <= 150
+    assert len(EXAMPLE.read_text().splitlines()) <= 235

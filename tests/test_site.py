@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from headless import (
     start_browser,
     visit,
 )
+from PIL import Image
 from selenium.common.exceptions import (
     ElementClickInterceptedException,
     ElementNotInteractableException,
@@ -107,6 +109,40 @@ def test_reference_shows_docstrings_with_their_examples(site: Path) -> None:
     page = (site / "reference" / "momentum" / "index.html").read_text()
     assert "momentum_update_" in page
     assert "&gt;&gt;&gt;" in page or ">>>" in page
+
+
+def test_long_signatures_are_wrapped(site: Path) -> None:
+    page = (site / "reference" / "losses" / "index.html").read_text()
+    signature = page.partition('id="iivcl.losses.IIVCLLoss"')[2].partition("<code>")[2]
+    lines = re.sub("<[^>]*>", "", signature.partition("</code>")[0]).splitlines()
+    assert len(lines) > 4  # one argument a line
+    assert max(map(len, lines)) <= 76
+
+
+def test_formulas_are_typeset_without_a_script(site: Path) -> None:
+    page = (site / "explanation" / "method" / "index.html").read_text()
+    assert page.count('<div class="formula"><math') == 4
+    assert "```math" not in page
+
+
+def test_addresses_come_from_one_place(site: Path) -> None:
+    """What a page leaves open is put in from mkdocs.yml, which alone names the placeholders."""
+    home = (site / "index.html").read_text()
+    assert f"iivcl {iivcl.__version__}" in home
+    assert "git clone https://example.org/iivcl" in re.sub("<[^>]*>", "", home)
+    assert [
+        page for page in site.rglob("*.html") if re.search(r"\{\{ \w+ \}\}", page.read_text())
+    ] == []
+    top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "pyproject.toml", "mkdocs.yml")]
+    files = [*top, *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.py")]
+    assert [file.name for file in files if "example.org" in file.read_text()] == ["mkdocs.yml"]
+
+
+def test_the_moving_picture_is_small_enough_for_a_phone(site: Path) -> None:
+    picture = site / "assets" / "neighbors.webp"
+    assert picture.stat().st_size < 1_000_000
+    with Image.open(picture) as image:
+        assert (image.format, image.n_frames, image.info["loop"]) == ("WEBP", 24, 0)
 
 
 def test_every_link_and_anchor_within_the_site_exists(site: Path) -> None:

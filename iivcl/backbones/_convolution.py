@@ -36,7 +36,7 @@ class PaddedConv3d(nn.Conv3d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         half = _half_on_cpu(input)
         if half is None or self.padding_mode != "zeros":
-            return super()._conv_forward(input, weight, bias)
+            return self._convolve(input, weight, bias)
         frames, *pixels = input.shape[-3:]
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         left, right, *_, first, last = self._reversed_padding_repeated_twice
@@ -50,12 +50,16 @@ class PaddedConv3d(nn.Conv3d):
         ):
             with torch.autocast("cpu", enabled=False):  # on so few pixels it costs nothing
                 bias = None if bias is None else bias.float()
-                return super()._conv_forward(input.float(), weight.float(), bias).to(half)
+                return self._convolve(input.float(), weight.float(), bias).to(half)
         if not is_short:
-            return super()._conv_forward(input, weight, bias)
+            return self._convolve(input, weight, bias)
         input = F.pad(input, (0, 0, 0, 0, first, last))
         padding = (0, *self.padding[1:])
         return F.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out: Tensor = super()._conv_forward(input, weight, bias)
+        return out
 
     @classmethod
     def convert_conv3d(cls, module: nn.Module) -> nn.Module:
@@ -137,9 +141,7 @@ def check_convolutions(
 
     for name, conv in model.named_modules():
         if isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            conv.register_forward_pre_hook(
-                lambda conv, args, name=name: compare(name, conv, args)  # type: ignore[misc]
-            )
+            conv.register_forward_pre_hook(lambda conv, args, name=name: compare(name, conv, args))
     with torch.no_grad():
         model(*(tensor.float() for tensor in inputs))
     return list(worst.values())
@@ -151,10 +153,10 @@ def _results(conv: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
     x = x.detach().bfloat16().to(dtype).requires_grad_()
     weight = conv.weight.detach().bfloat16().to(dtype).requires_grad_()
     with torch.enable_grad():
-        out = conv._conv_forward(x, weight, None)  # type: ignore[operator]
+        out = conv._conv_forward(x, weight, None)
         slope = torch.arange(out.numel(), device=out.device).sin().view_as(out)
         grads = torch.autograd.grad(out, (x, weight), slope.bfloat16().to(dtype))
-    return (out.detach(), *grads)
+    return out.detach(), grads[0], grads[1]
 
 
 def _relative_error(value: Tensor, truth: Tensor) -> float:

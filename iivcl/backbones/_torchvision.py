@@ -123,7 +123,8 @@ class _S3D(VideoEncoder):
         super().__init__(
             feature_dim=1024, strides=(8, 32), gradient_checkpointing=gradient_checkpointing
         )
-        self.stages = PaddedConv3d.convert_conv3d(model.features)
+        self.stages = model.features
+        PaddedConv3d.convert_conv3d(self)
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
         x = video

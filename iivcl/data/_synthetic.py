@@ -1,4 +1,4 @@
-"""A generated video set whose classes are motions: for demonstrations, tests and benchmarks."""
+"""Generated video sets whose classes are motions: for demonstrations, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -6,69 +6,36 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal
 
 import av
 import numpy as np
 import numpy.typing as npt
 
+from iivcl.data._figures import FIGURE_MOTIONS, render_figure
+from iivcl.data._shapes import SHAPE_MOTIONS, render_shape
+
 __all__ = ["make_synthetic_videos"]
 
-Array = npt.NDArray[np.float64]
-
-
-class _Pose(NamedTuple):
-    """Where the shape is at each of the T frames, as multiples of the video's own amplitude."""
-
-    x: Array | float = 0.0
-    y: Array | float = 0.0
-    growth: Array | float = 0.0
-    angle: Array | float = 0.0
-
-
-# Each motion maps a phase in radians (T,) to a pose. The first eight are the easy set; the others
-# differ from one of them by direction of time, by an added motion, or by the shape of the path.
-_MOTIONS: dict[str, Callable[[Array], _Pose]] = {
-    "left_right": lambda p: _Pose(x=np.sin(p)),
-    "up_down": lambda p: _Pose(y=np.sin(p)),
-    "circle": lambda p: _Pose(x=np.cos(p), y=np.sin(p)),
-    "diagonal": lambda p: _Pose(x=np.sin(p), y=np.sin(p)),
-    "antidiagonal": lambda p: _Pose(x=np.sin(p), y=-np.sin(p)),
-    "pulse": lambda p: _Pose(growth=np.sin(p)),
-    "spin": lambda p: _Pose(angle=p),
-    "figure_eight": lambda p: _Pose(x=np.sin(p), y=np.sin(2 * p)),
-    "counter_circle": lambda p: _Pose(x=np.cos(p), y=-np.sin(p)),
-    "counter_spin": lambda p: _Pose(angle=-p),
-    "upright_eight": lambda p: _Pose(x=np.sin(2 * p), y=np.sin(p)),
-    "swing": lambda p: _Pose(angle=np.sin(p)),
-    "hop": lambda p: _Pose(y=0.5 - np.abs(np.sin(p))),
-    "left_right_pulse": lambda p: _Pose(x=np.sin(p), growth=np.cos(p)),
-    "square": lambda p: _Pose(x=np.clip(1.4 * np.cos(p), -1, 1), y=np.clip(1.4 * np.sin(p), -1, 1)),
-    "circle_spin": lambda p: _Pose(x=np.cos(p), y=np.sin(p), angle=-2 * p),
+# What a kind consists of: its motions, and what draws one video of one of them.
+_KINDS: dict[str, tuple[Mapping[str, Any], Callable[..., npt.NDArray[np.uint8]]]] = {
+    "shapes": (SHAPE_MOTIONS, render_shape),
+    "figures": (FIGURE_MOTIONS, render_figure),
 }
-
-# Signed distances (inside below zero) of shapes of about unit size; none looks the same at every
-# angle, so that a spin is always visible.
-_SHAPES: tuple[Callable[[Array, Array], Array], ...] = (
-    lambda u, v: np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.4),  # bar
-    lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.75,  # square
-    lambda u, v: np.maximum(v - 0.6, 0.866 * np.abs(u) - 0.5 * v - 0.6),  # triangle
-    lambda u, v: np.minimum(  # cross
-        np.maximum(np.abs(u) - 0.95, np.abs(v) - 0.3),
-        np.maximum(np.abs(v) - 0.95, np.abs(u) - 0.3),
-    ),
-    lambda u, v: np.hypot(u / 1.0, v / 0.55) - 1.0,  # ellipse
-)
+_RECIPE = "synthetic.json"
 
 
 def make_synthetic_videos(
     root: str | os.PathLike[str],
     num_videos: int,
     *,
+    kind: Literal["shapes", "figures"] = "shapes",
     num_classes: int = 8,
+    takes: int = 1,
+    imbalance: float = 1.0,
     num_frames: int = 24,
     size: int = 48,
     fps: int = 12,
@@ -76,11 +43,16 @@ def make_synthetic_videos(
 ) -> list[Path]:
     """Write a set of real H.264 mp4 files whose classes are motions.
 
-    Every video shows one bright shape that moves over a dim textured background. The class is the
-    motion alone (side to side, circle, spin, ...); shape, colours, texture, place, size, speed and
-    phase are drawn anew for every video, so neither one frame nor the mean colour gives the class
-    away. Video ``i`` has class ``i % num_classes``, and what it shows depends on ``seed`` and ``i``
-    alone.
+    The class is the motion; everything else is drawn anew for every video. Of the kind
+    ``"shapes"``, a bright shape moves over a dim textured background (side to side, circle, spin,
+    ...), and colours, place, size, speed and phase vary, so that neither one frame nor the mean
+    colour gives the class away. Of the kind ``"figures"``, a person in a room waves, kicks, jumps,
+    bows, ..., and body, clothes, room, speed, the hand and the place and moves of the camera vary;
+    a pose says something of its motion, as it does in real videos.
+
+    Video ``i`` is take ``i % takes`` of group ``i // takes``; the groups go round the classes. What
+    it shows depends on ``seed``, ``i``, ``takes`` and its class alone. ``root/manifest.csv`` lists
+    path, label and group, as `read_manifest` takes them.
 
     The set is written under a temporary name and renamed when it is complete. A set of the same
     arguments that is already there is kept as it is.
@@ -88,10 +60,16 @@ def make_synthetic_videos(
     Args:
         root: Folder to create; files are ``root/<motion>/<index>.mp4``.
         num_videos: Number of files, at least 1.
-        num_classes: Number of motions, 2 to 16. The first 8 are easy to tell apart; the others
-            differ from them by direction of time or by an added motion.
+        kind: What is shown.
+        num_classes: Number of motions, 2 to 16 of shapes or to 13 of figures. The first 8 are easy
+            to tell apart; the others differ from them by direction of time, by an added motion or
+            by a limb.
+        takes: Videos of a group, at least 1: the same thing at another moment and speed. They are
+            near-duplicates, as the takes of one person are in real sets.
+        imbalance: How many times more groups the first class has than the last, at least 1; those
+            between fall off exponentially.
         num_frames: Frames per video, at least 2.
-        size: Height and width in pixels, even and at least 16.
+        size: Height and width in pixels, even and at least 16; figures want 64 or more.
         fps: Frames per second written in the file.
         seed: Seed of everything that varies.
 
@@ -103,27 +81,37 @@ def make_synthetic_videos(
 
     Example:
         >>> import tempfile
+        >>> from iivcl.data import make_synthetic_videos, read_manifest
         >>> root = tempfile.mkdtemp() + "/videos"
-        >>> [path.parent.name for path in make_synthetic_videos(root, 3, num_classes=2)]
-        ['left_right', 'left_right', 'up_down']
+        >>> paths = make_synthetic_videos(root, 4, kind="figures", num_classes=2, takes=2)
+        >>> [path.parent.name for path in paths]
+        ['kick', 'kick', 'wave', 'wave']
+        >>> read_manifest(root + "/manifest.csv").ids
+        tensor([0, 0, 1, 1])
     """
-    if not 2 <= num_classes <= len(_MOTIONS):
-        raise ValueError(f"`num_classes` must be in [2, {len(_MOTIONS)}]; got {num_classes}")
-    if size < 16 or size % 2:
-        raise ValueError(f"`size` must be even and at least 16; got {size}")
-    for name, value, least in (("num_videos", num_videos, 1), ("num_frames", num_frames, 2)):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}; got {value}")
-
-    root = Path(root)
-    recipe = {
+    recipe: dict[str, Any] = {
         "num_videos": num_videos,
+        "kind": kind,
         "num_classes": num_classes,
+        "takes": takes,
+        "imbalance": imbalance,
         "num_frames": num_frames,
         "size": size,
         "fps": fps,
         "seed": seed,
     }
+    if kind not in _KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(_KINDS)}; got {kind!r}")
+    motions, render = _KINDS[kind]
+    if not 2 <= num_classes <= len(motions):
+        raise ValueError(f"`num_classes` must be in [2, {len(motions)}]; got {num_classes}")
+    if size < 16 or size % 2:
+        raise ValueError(f"`size` must be even and at least 16; got {size}")
+    for name, least in {"num_videos": 1, "takes": 1, "imbalance": 1, "num_frames": 2}.items():
+        if not recipe[name] >= least:  # not a number neither
+            raise ValueError(f"`{name}` must be at least {least}; got {recipe[name]}")
+
+    root = Path(root)
     if root.exists():
         if _read_recipe(root) != recipe:
             raise ValueError(
@@ -132,20 +120,31 @@ def make_synthetic_videos(
             )
         return sorted(root.glob("*/*.mp4"))
 
-    motions = list(_MOTIONS)[:num_classes]
+    classes = _apportion(-(-num_videos // takes), num_classes, imbalance)
+    names = [list(motions)[classes[i // takes]] for i in range(num_videos)]
+    paths = [f"{name}/{i:06d}.mp4" for i, name in enumerate(names)]
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
+        for name in set(names):
+            (unfinished / name).mkdir()
 
         def write(index: int) -> None:
-            motion = motions[index % num_classes]
-            path = unfinished / motion / f"{index:06d}.mp4"
-            path.parent.mkdir(exist_ok=True)
-            rng = np.random.default_rng([seed, index])
-            _encode(path, _render(_MOTIONS[motion], num_frames, size, rng), fps)
+            group, take = divmod(index, takes)
+            time = np.arange(num_frames, dtype=np.float64)
+            if take > 0:
+                again = np.random.default_rng([seed, group, take])
+                time = again.uniform(0, 24) + again.uniform(0.85, 1.15) * time
+            rng = np.random.default_rng([seed, group])
+            _encode(unfinished / paths[index], render(motions[names[index]], time, size, rng), fps)
 
         with ThreadPoolExecutor() as pool:
             list(pool.map(write, range(num_videos)))
+        rows = [
+            f"{path},{name},{i // takes}\n"
+            for i, (path, name) in enumerate(zip(paths, names, strict=True))
+        ]
+        (unfinished / "manifest.csv").write_text("path,label,group\n" + "".join(rows))
         (unfinished / _RECIPE).write_text(json.dumps(recipe))
         unfinished.chmod(0o755)
         unfinished.rename(root)
@@ -154,7 +153,16 @@ def make_synthetic_videos(
     return sorted(root.glob("*/*.mp4"))
 
 
-_RECIPE = "synthetic.json"
+def _apportion(num_groups: int, num_classes: int, imbalance: float) -> list[int]:
+    """Give every group in turn to the class that is the most behind its share."""
+    shares = imbalance ** -(np.arange(num_classes) / (num_classes - 1))
+    shares /= shares.sum()
+    given = np.zeros(num_classes)
+    classes = []
+    for total in range(1, num_groups + 1):
+        classes.append(int((total * shares - given).argmax()))
+        given[classes[-1]] += 1
+    return classes
 
 
 def _read_recipe(root: Path) -> object:
@@ -162,52 +170,6 @@ def _read_recipe(root: Path) -> object:
         return json.loads((root / _RECIPE).read_text())
     except (OSError, ValueError):
         return None
-
-
-def _render(
-    motion: Callable[[Array], _Pose], num_frames: int, size: int, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
-    """Draw one video as (T, H, W, 3) uint8."""
-    cycles = rng.uniform(1.6, 2.4)  # at least one whole cycle in any 15 of 24 frames
-    phase = 2 * np.pi * (cycles * np.arange(num_frames) / 24 + rng.uniform())
-    pose = motion(phase)
-    amplitude, radius = rng.uniform(0.45, 0.6), rng.uniform(0.22, 0.32)
-    # A shape that stays on an axis may be anywhere on it, so that its place in one frame says
-    # little of how it moves.
-    centre_x, centre_y = (
-        rng.uniform(-1, 1) * (0.65 - amplitude * np.ptp(along) / 2) for along in (pose.x, pose.y)
-    )
-    angle0 = rng.uniform(0, 2 * np.pi)
-
-    def per_frame(value: Array | float) -> Array:  # (T, 1, 1)
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), (num_frames,))[:, None, None]
-
-    axis = (np.arange(size) + 0.5) / size * 2 - 1
-    dx = axis[None, None, :] - centre_x - amplitude * per_frame(pose.x)  # (T, 1, W)
-    dy = axis[None, :, None] - centre_y - amplitude * per_frame(pose.y)  # (T, H, 1)
-    angle = angle0 + per_frame(pose.angle)
-    scale = radius * (1 + 0.6 * per_frame(pose.growth))
-    u = (np.cos(angle) * dx + np.sin(angle) * dy) / scale  # (T, H, W)
-    v = (np.cos(angle) * dy - np.sin(angle) * dx) / scale
-    distance = _SHAPES[rng.integers(len(_SHAPES))](u, v) * scale * size / 2  # in pixels
-    coverage = np.clip(0.5 - distance, 0, 1)[..., None]  # antialiased edge
-
-    colour = rng.uniform(0.35, 1.0, 3)
-    colour[rng.integers(3)] = 1.0  # bright whatever its hue
-    tint = rng.uniform(0.5, 1.0, 3)  # dim
-    background = (0.05 + 0.08 * _texture(size, rng))[None] * tint  # (1, H, W, 3)
-    video = background + coverage * (colour - background)
-    return np.asarray((video * 255).round(), dtype=np.uint8)
-
-
-def _texture(size: int, rng: np.random.Generator) -> Array:
-    """Draw smooth noise of a random scale, (H, W, 3) in [0, 1]."""
-    frequency = np.fft.fftfreq(size) * size
-    envelope = np.exp(-(frequency[:, None] ** 2 + frequency**2) / rng.uniform(2, 8) ** 2)
-    spectrum = np.fft.fft2(rng.standard_normal((size, size, 3)), axes=(0, 1))
-    noise = np.fft.ifft2(spectrum * envelope[..., None], axes=(0, 1)).real
-    low, high = noise.min(axis=(0, 1)), noise.max(axis=(0, 1))
-    return np.asarray((noise - low) / (high - low))
 
 
 def _encode(path: Path, video: npt.NDArray[np.uint8], fps: int) -> None:
