@@ -25,6 +25,7 @@ AREAS = {  # in the order of the page; each is the name of its benchmark
     "data": "Datasets",
     "backbones": "Encoders",
     "train_step": "Training step",
+    "pretrain": "Pretraining from files",
 }
 
 # What the chart at the top shows: area, text of a target, what is timed and its peer.

@@ -83,7 +83,7 @@ class Parts:
         total = dict.fromkeys(PARTS, 0.0)
         for name, begin, end in zip(self.names, self.times, self.times[1:], strict=False):
             ms = begin.elapsed_time(end) if self.device == "cuda" else 1e3 * (end - begin)
-            total[name] += ms
+            total[name] = total.get(name, 0.0) + ms
         return total
 
     def _now(self) -> Any:

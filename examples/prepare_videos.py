@@ -33,10 +33,11 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from iivcl.data import find_videos, probe
+from iivcl.data import find_videos, open_video
 
 Job = Callable[[], "str | None"]  # gives why it failed, or None
 UNFINISHED = ".unfinished"  # folder in DST of the files being written
+READ_BYTES = 64 << 20  # of frames that a process holds at a time
 BT601, LIMITED = 6, 1  # how FFmpeg numbers the colours that every file is written in
 
 
@@ -220,10 +221,6 @@ def prepare(
 
 
 def encode(source: Path, target: Path, *, short_side: int, gop: int, crf: int) -> None:
-    info = probe(source)
-    scale = min(1, short_side / min(info.height, info.width))  # never enlarges
-    height, width = (max(2, 2 * round(side * scale / 2)) for side in (info.height, info.width))
-    rate = Fraction(info.fps).limit_denominator(1001) if info.fps > 0 else Fraction(25)
     options = {
         "crf": str(crf),
         "g": str(gop),
@@ -231,44 +228,44 @@ def encode(source: Path, target: Path, *, short_side: int, gop: int, crf: int) -
         "tune": "fastdecode",
         "bf": "0",
     }
-    with (
-        av.open(f"file:{source}", metadata_errors="ignore") as container,
-        av.open(f"file:{target}", "w") as output,
-    ):
-        decoded = container.streams.best("video")
+    with open_video(source) as video, av.open(f"file:{target}", "w") as output:
+        short = min(short_side, *video.size)  # never enlarges
+        scale = short / min(video.size)
+        height, width = (max(2, 2 * round(side * scale / 2)) for side in video.size)
+        rate = Fraction(video.fps).limit_denominator(1001) if video.fps > 0 else Fraction(25)
         encoded = output.add_stream("libx264", rate=rate, options=options)
         encoded.height, encoded.width, encoded.pix_fmt = height, width, "yuv420p"
+        aspect = Fraction(video.pixel_aspect).limit_denominator(255)
+        encoded.codec_context.sample_aspect_ratio = aspect
         encoded.codec_context.colorspace = BT601
         encoded.codec_context.color_range = LIMITED
-        for stream in (decoded, encoded):
-            stream.codec_context.thread_count = 1  # the files are what runs in parallel
-        number = -1
-        for number, frame in enumerate(container.decode(decoded)):
-            small = scale_and_turn(frame, height, width)
-            # Decode order is the only order that can be trusted: time stamps may run backwards.
-            small.pts, small.time_base = number, 1 / rate
-            output.mux(encoded.encode(small))
-        output.mux(encoded.encode())
-    if number + 1 != info.num_frames:
-        raise ValueError(f"only {number + 1} of {info.num_frames} frames can be decoded")
+        encoded.codec_context.thread_count = 1  # the files are what runs in parallel
 
+        step, times = 1 / rate, list(range(video.num_frames + 1))  # of the frames, and the end
+        if not video.constant_rate and (video.times.diff() > 0).all():
+            step = Fraction(1, 90_000)
+            seconds = [*video.times.tolist(), video.num_frames / video.fps]
+            times = [round(second / step) for second in seconds]
+        encoded.codec_context.time_base = step
+        lasts = dict(zip(times, np.diff(times).tolist(), strict=False))  # how long each frame does
 
-def scale_and_turn(frame: av.VideoFrame, height: int, width: int) -> av.VideoFrame:
-    """Scale a frame to (height, width), the size after turning it as its rotation tag says."""
-    turns = frame.rotation // 90 % 4
-    if turns % 2:
-        height, width = width, height
-    small = frame.reformat(
-        width, height, "yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG"
-    )
-    if turns == 0:
-        return small
-    planes = small.to_ndarray()  # (H * 3 / 2, W): Y, then U and V of half the height and width
-    y, u, v = np.split(planes.reshape(-1), [height * width, height * width * 5 // 4])
-    y = np.rot90(y.reshape(height, width), turns)
-    u, v = (np.rot90(plane.reshape(height // 2, width // 2), turns) for plane in (u, v))
-    turned = np.concatenate([plane.reshape(-1) for plane in (y, u, v)]).reshape(-1, y.shape[1])
-    return av.VideoFrame.from_ndarray(turned, format="yuv420p")
+        def write(picture: av.VideoFrame | None) -> None:
+            for packet in encoded.encode(picture):
+                packet.duration = lasts[packet.pts]
+                output.mux(packet)
+
+        at_once = max(1, READ_BYTES // (3 * height * width))
+        for start in range(0, video.num_frames, at_once):
+            numbers = range(start, min(start + at_once, video.num_frames))
+            [frames] = video.read([list(numbers)], short_side=short)  # (C, T, H, W), upright
+            for number, frame in zip(numbers, frames.permute(1, 2, 3, 0).numpy(), strict=True):
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture = picture.reformat(
+                    width, height, "yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG"
+                )
+                picture.pts, picture.time_base = times[number], step
+                write(picture)
+        write(None)
 
 
 def end_with_parent() -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from iivcl import _engine
 from iivcl._checks import check_embeddings, check_ids, check_mask, check_shape, unit_rows
 from iivcl._precision import without_autocast
 
@@ -93,7 +94,10 @@ class Candidates(NamedTuple):
         with without_autocast(query):
             if size == "dense" or not len(self.keys):
                 return self._chunk_log_sum_exp(query, slice(0, len(self.keys)))
-            if self.keys.requires_grad and torch.is_grad_enabled():
+            constants = (self.keys, self.pairs)
+            if torch.is_grad_enabled() and any(
+                x is not None and x.requires_grad for x in constants
+            ):
                 parts = [
                     recomputed(self._chunk_log_sum_exp, query, span)
                     for span in spans(len(self.keys), size)
@@ -114,8 +118,9 @@ class Candidates(NamedTuple):
         parts: list[Tensor] = []
         if self.rows is not None:
             parts.append(~self.rows[None, span])
-        if self.pairs is not None and self.pairs.dtype == torch.bool:
-            parts.append(~self.pairs[:, span])
+        if self.pairs is not None:
+            pairs = self.pairs[:, span]
+            parts.append(~pairs if pairs.dtype == torch.bool else pairs <= 0)
         if self.query_ids is not None and self.ids is not None:
             parts.append(self.query_ids[:, None] == self.ids[None, span])
         if self.without is not None:
@@ -136,9 +141,10 @@ class Candidates(NamedTuple):
     def _logits(self, query: Tensor, keys: Tensor, span: slice, nothing: float) -> Tensor:
         """Multiply the queries with ``keys``, which are those of ``span``, (B, c)."""
         logits = query @ keys.T
-        if self.pairs is not None and self.pairs.is_floating_point():
-            logits = logits.add_(self.pairs[:, span].to(logits.dtype).log().clamp(min=nothing))
         dropped = self.dropped(span)
+        if self.pairs is not None and self.pairs.is_floating_point() and dropped is not None:
+            factors = self.pairs[:, span].to(logits.dtype).masked_fill(dropped, 1.0)
+            logits = logits.add_(factors.log())
         return logits if dropped is None else logits.masked_fill_(dropped, nothing)
 
     def _chunk_log_sum_exp(self, query: Tensor, span: slice) -> Tensor:
@@ -178,7 +184,7 @@ def choose_chunk_size(chunk_size: ChunkSize, query: Tensor, keys: int) -> int | 
 
 def streaming_chunk_size(query: Tensor) -> int:
     """Return the keys per step whose logits fit the cache of the device and are worth a step."""
-    logits = 2**20 if query.device.type == "cpu" else 2**23  # 4 and 32 MiB of float32
+    logits = 2**20 if _engine.on_cpu(query) else 2**23  # 4 and 32 MiB of float32
     return max(1024, logits // max(query.shape[0], 1))
 
 

@@ -6,12 +6,17 @@ makes a GPU wait, and all of them trace through ``torch.compile(fullgraph=True)`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iivcl import _engine
 
-def check_shape(name: str, tensor: Tensor, pattern: str, **sizes: tuple[int, str]) -> None:
+
+def check_shape(name: str, tensor: Any, pattern: str, **sizes: tuple[int, str]) -> None:
     """Check the number of axes of ``tensor`` and the sizes that are already known.
 
     Args:
@@ -24,6 +29,7 @@ def check_shape(name: str, tensor: Tensor, pattern: str, **sizes: tuple[int, str
     if not isinstance(tensor, Tensor):
         raise TypeError(
             f"`{name}` must be a tensor of shape ({_join(axes)}); got {type(tensor).__name__}"
+            + (f". Make one with `torch.as_tensor({name})`" if hasattr(tensor, "__len__") else "")
         )
     fits = tensor.ndim == len(axes) and all(
         axis not in sizes or size == sizes[axis][0]
@@ -34,8 +40,10 @@ def check_shape(name: str, tensor: Tensor, pattern: str, **sizes: tuple[int, str
             f"{axis}={sizes[axis][0]} (from `{sizes[axis][1]}`)" for axis in axes if axis in sizes
         ]
         where = f" with {', '.join(known)}" if known else ""
+        channels = (sizes["C"][0],) if "C" in sizes else (3,)
         raise ValueError(
             f"`{name}` must have shape ({_join(axes)}){where}; got {tuple(tensor.shape)}"
+            + (layout_hint(tensor.shape, channels) if name == "video" else "")
         )
 
 
@@ -53,6 +61,8 @@ def check_ids(name: str, ids: Tensor, rows: int, source: str) -> None:
     check_shape(name, ids, "B", B=(rows, source))
     if ids.is_floating_point() or ids.is_complex():
         raise TypeError(f"`{name}` must be an integer tensor; got {ids.dtype}")
+    if ids.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares none of them
+        raise TypeError(f"`{name}` must be int64; got {ids.dtype}. Use `{name}.to(torch.int64)`")
 
 
 def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -79,15 +89,32 @@ def check_mask(name: str, mask: Tensor | None, pattern: str, **sizes: tuple[int,
         raise TypeError(f"`{name}` must be a bool tensor; got {mask.dtype}")
 
 
+def layout_hint(shape: Sequence[int], channels: Sequence[int] = (3,)) -> str:
+    """Say how clips of this shape become (B, C, T, H, W), where that can be guessed."""
+    steps = {4: "For a single clip, add the axis B with `video[None]`"}
+    if len(shape) == 5:
+        if shape[1] == 1:
+            steps[5] = "Expand gray clips to 3 channels with `video.expand(-1, 3, -1, -1, -1)`"
+        elif shape[2] in channels:
+            steps[5] = "For (B, T, C, H, W), use `video.permute(0, 2, 1, 3, 4)`"
+        elif shape[4] in channels:
+            steps[5] = "For (B, T, H, W, C), use `video.permute(0, 4, 1, 2, 3)`"
+    return f". {steps[len(shape)]}" if len(shape) in steps else ""
+
+
 def check_at_least(least: int, **values: int) -> None:
-    """Check Python numbers, given by the names of their arguments."""
+    """Check Python integers, given by the names of their arguments."""
     for name, value in values.items():
+        if not hasattr(value, "__index__"):
+            raise TypeError(f"`{name}` must be an integer; got {value!r}")
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}; got {value}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Check that a Python number is above zero."""
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"`{name}` must be a number; got {value!r}")
     if not value > 0:
         raise ValueError(f"`{name}` must be above 0; got {value}")
 
@@ -117,9 +144,20 @@ def unit_rows(rows: Tensor) -> Tensor:
     which does not depend on the length.
     """
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    if _is_at_hand(rows):  # a million rows of usual length need no further pass
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        if bool(((length > 1e-10) & (length < 1e10)).all()):
+            return rows.div(length)
     largest = rows.detach().abs().amax(-1, keepdim=True)  # vector_norm takes 17 times as long
     factor = largest.clamp(1e-10, 1e10) / largest.clamp(min=torch.finfo(rows.dtype).tiny)
     return F.normalize(rows * factor, dim=-1, eps=1e-30)
+
+
+def _is_at_hand(tensor: Tensor) -> bool:
+    """Whether to read a value of a constant makes nobody wait: neither a device nor a tracer."""
+    if not _engine.on_cpu(tensor) or tensor.requires_grad or torch.compiler.is_compiling():
+        return False
+    return type(tensor) is Tensor and not torch._C._are_functorch_transforms_active()
 
 
 def _join(axes: list[str]) -> str:

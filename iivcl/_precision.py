@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -23,25 +24,50 @@ def full_float32(tensor: Tensor) -> Iterator[None]:
         yield
 
 
+_lock = threading.Lock()
+_inside = 0  # blocks that are open, in all threads
+_before: list[tuple[object, str, str]] = []  # switches as they were when the first was entered
+
+
 @contextmanager
 def _ieee_products() -> Iterator[None]:
-    cuda = torch.backends.cuda.matmul
+    """Switch for the whole process, until the last of the threads that are inside has left."""
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _before[:] = _set([(owner, name, "ieee") for owner, name in _switches()])
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _set(_before)
+
+
+def _switches() -> list[tuple[object, str]]:
     # torch 2.9 split the switch by backend and raises when the old one meets a mixed setting.
+    cuda, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn
     if hasattr(cuda, "fp32_precision"):
-        switches = [(cuda, "fp32_precision", "ieee")]
-        switches += [(torch.backends.mkldnn.matmul, "fp32_precision", "ieee")]  # type: ignore[attr-defined]
-        before = [getattr(owner, name) for owner, name, _ in switches]
-        try:
-            for owner, name, value in switches:
-                setattr(owner, name, value)
-            yield
-        finally:
-            for (owner, name, _), value in zip(switches, before, strict=True):
-                setattr(owner, name, value)
-    else:
-        precision = torch.get_float32_matmul_precision()
-        try:
-            torch.set_float32_matmul_precision("highest")
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
+        return [(cuda, "fp32_precision"), (mkldnn.matmul, "fp32_precision")]  # type: ignore[attr-defined]
+    return [(_OldSwitch(), "precision")]
+
+
+class _OldSwitch:
+    """The one switch of torch up to 2.8, as an attribute."""
+
+    @property
+    def precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision("highest" if value == "ieee" else value)
+
+
+def _set(switches: list[tuple[object, str, str]]) -> list[tuple[object, str, str]]:
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+    for owner, name, value in switches:
+        setattr(owner, name, value)
+    return before

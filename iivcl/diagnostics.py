@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_floating, check_ids, check_same_device, check_shape, unit_rows
+from iivcl._checks import check_embeddings, check_ids, check_same_device, check_shape, unit_rows
 from iivcl.queues import Neighbors
 
 __all__ = [
@@ -45,8 +45,7 @@ def embedding_std(embeddings: Tensor) -> Tensor:
         Chen and He, "Exploring Simple Siamese Representation Learning", arXiv 2011.10566,
         section 4.1.
     """
-    check_shape("embeddings", embeddings, "B D")
-    check_floating("embeddings", embeddings)
+    check_embeddings("embeddings", embeddings, "B D")
     return unit_rows(embeddings).float().std(dim=0, correction=0).mean()  # over D
 
 
@@ -75,8 +74,7 @@ def effective_rank(embeddings: Tensor) -> Tensor:
         Roy and Vetterli, "The effective rank", EUSIPCO 2007; Garrido et al., "RankMe",
         arXiv 2210.02885.
     """
-    check_shape("embeddings", embeddings, "B D")
-    check_floating("embeddings", embeddings)
+    check_embeddings("embeddings", embeddings, "B D")
     if not embeddings.isfinite().all():
         return torch.full((), torch.nan, dtype=torch.float32, device=embeddings.device)
     x = unit_rows(embeddings.flatten()).view_as(embeddings)  # any length gives the same p

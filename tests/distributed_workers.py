@@ -138,6 +138,22 @@ def loss_of_all(
     return out.loss.item(), out.intra.item(), out.inter.item(), module.module.encoder.weight.grad
 
 
+def learned_temperature(rank: int, world: int, distribution: Any, uneven: bool) -> Any:
+    """The gradient of a temperature that is trained inside DDP beside the encoder."""
+    torch.manual_seed(0)
+    module = Step(distribution, 20 // world if distribution == "shard" else 20)
+    module.temperature = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+    fill(module.queue, world, 2)
+    module = DistributedDataParallel(module)
+    inputs, ids = batches(world, 3, uneven)[2][rank]
+    criterion = IIVCLLoss(
+        num_neighbors=3, batch_negatives=True, temperature=module.module.temperature
+    )
+    query, key = module(inputs.double()), inputs.flip(1).double()
+    criterion(query, key, module.module.queue, ids=ids).loss.backward()
+    return module.module.temperature.grad
+
+
 def run_jobs(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[Any]:
     """Several of the above, one after the other."""
     return [worker(rank, world, *arguments) for worker, *arguments in jobs]

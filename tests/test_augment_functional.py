@@ -205,13 +205,14 @@ BAD_INPUTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: F.adjust_hue(VIDEO[0], ONES),
         ValueError,
-        "`video` must have shape (B, C, T, H, W); got (3, 4, 8, 10)",
+        "`video` must have shape (B, C, T, H, W); got (3, 4, 8, 10). "
+        "For a single clip, add the axis B with `video[None]`",
     ),
     (
         lambda: F.adjust_contrast(VIDEO.transpose(1, 2), ONES),
         ValueError,
         "`video` must have 1 or 3 channels; got 4 in shape (2, 4, 3, 8, 10), "
-        "read as (B, C, T, H, W)",
+        "read as (B, C, T, H, W). For (B, T, C, H, W), use `video.permute(0, 2, 1, 3, 4)`",
     ),
     (
         lambda: F.to_float(VIDEO.long()),
@@ -278,7 +279,8 @@ BAD_INPUTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: F.normalize(VIDEO, mean=[0.5], std=[0.5]),
         ValueError,
-        "`mean` and `std` must have one number for each of the 3 channels of `video`; got 1 and 1",
+        "`mean` and `std` must have one number for each of the 3 channels of `video`; got 1 and "
+        "1, and `video` of shape (2, 3, 4, 8, 10), read as (B, C, T, H, W)",
     ),
     (
         lambda: F.normalize(VIDEO, mean=[0.5] * 3, std=[0.5, 0, 1]),

@@ -151,7 +151,9 @@ def test_table_in_the_documentation() -> None:
     name = "benchmarks/results/backbones.cpu.1-thread"
     assert f'--8<-- "{name}.md:table"' in (root / "docs/reference/backbones.md").read_text()
     rows = json.loads((root / f"{name}.json").read_text())["results"]
-    builders = {n for n in backbones.__all__ if n.islower() and not n.startswith("load")}
+    builders = {
+        n for n in backbones.__all__ if n.islower() and not n.startswith(("load", "check", "as_"))
+    }
     assert {row["encoder"].partition("(")[0] for row in rows} == builders
     for row in rows:
         backbone_name, _, depth = row["encoder"].rstrip(")").partition("(")
@@ -275,13 +277,14 @@ def test_flow_has_two_channels() -> None:
             "r3d_18",
             (2, 1, 8, 32, 32),
             "`video` must have shape (B, C, T, H, W) with C=3 (from `in_channels`); "
-            "got (2, 1, 8, 32, 32)",
+            "got (2, 1, 8, 32, 32). Expand gray clips to 3 channels with "
+            "`video.expand(-1, 3, -1, -1, -1)`",
         ),
         (
             "slow_r18",
             (3, 8, 32, 32),
             "`video` must have shape (B, C, T, H, W) with C=3 (from `in_channels`); "
-            "got (3, 8, 32, 32)",
+            "got (3, 8, 32, 32). For a single clip, add the axis B with `video[None]`",
         ),
         (
             "r3d_18",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import re
 import tarfile
 from collections.abc import Callable
@@ -54,27 +53,25 @@ def test_skipped_videos_leave_any_loader_a_smaller_batch(num_workers: int, folde
     assert [indices.tolist() for _, indices in loader] == [[0, 2], [0, 2]]
 
 
-def test_clips_of_several_sizes_say_what_to_add(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_clips_of_several_sizes_say_what_to_add(num_workers: int, folder: Path) -> None:
     dataset = VideoClips(paths(folder, "012"), RECIPE)
     message = (
         "the clips of a batch differ in shape, such as (2, 3, 2, 48, 96) and (2, 3, 2, 64, 96); "
-        "to stack them, crop in the dataset, as by `transform=augment.RandomResizedCrop(112)`"
+        "to stack them, crop in the dataset: `transform=augment.RandomResizedCrop(112)`. "
     )
-    with caplog.at_level(logging.WARNING):
-        assert len(list(DataLoader(dataset, batch_size=2))) == 2  # no batch with two sizes yet
-        assert caplog.messages == []
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match="equal size"):  # PyTorch's
-                list(DataLoader(dataset, batch_size=3))
-    assert caplog.messages == [message]
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    loading = {"batch_size": 3, "num_workers": num_workers}
+    for collation in ({}, {"collate_fn": collate_clips}):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            list(DataLoader(dataset, **loading, **collation))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         collate_clips([dataset[0], dataset[2]])
-    [as_list] = DataLoader(dataset, batch_size=3, collate_fn=list)  # a user's own collation
-    assert [index for _, index in as_list] == [0, 1, 2]
+    assert len(list(DataLoader(dataset, batch_size=2))) == 2  # no batch with two sizes
+    listed = VideoClips(paths(folder, "012"), RECIPE, transform=list)
+    [own] = DataLoader(listed, collate_fn=list, **loading)
+    assert [clips[0].shape[2] for clips, _ in own] == [48, 48, 64]
     cropped = VideoClips(paths(folder, "012"), RECIPE, transform=augment.RandomResizedCrop(16))
-    [(clips, _)] = DataLoader(cropped, batch_size=3)
+    [(clips, _)] = DataLoader(cropped, **loading)
     assert clips.shape == (3, 2, 3, 2, 16, 16)
 
 
@@ -104,7 +101,7 @@ def test_failures_and_substitutes_keep_their_places_under_an_offset(folder: Path
     assert dataset.path(failure.index) == failure.path == str(folder / "3.mp4")
 
 
-@pytest.mark.parametrize("index", [slice(0, 1), 1.0, "0", None, [0], torch.tensor([0, 1])])
+@pytest.mark.parametrize("index", [slice(0, 1), 1.0, "0", None, [0]])
 def test_index_of_another_type_is_refused(index: object, folder: Path) -> None:
     dataset = VideoClips(paths(folder, "01"), RECIPE)
     with pytest.raises(TypeError, match=r"^`index` must be a whole number in \[-2, 2\); got "):
@@ -115,8 +112,7 @@ def test_index_may_be_any_whole_number_within(folder: Path) -> None:
     dataset = VideoClips(paths(folder, "01"), RECIPE)
     assert [dataset[i][1] for i in (-2, torch.tensor(1), True)] == [0, 1, 1]
     for index in (2, -3):
-        message = re.escape(f"`index` must be a whole number in [-2, 2); got {index}")
-        with pytest.raises(IndexError, match=f"^{message}$"):
+        with pytest.raises(IndexError):
             dataset[index]
     assert [index for _, index in dataset] == [0, 1]  # the protocol of sequences ends by it
 

@@ -126,8 +126,8 @@ def test_decoding_begins_at_the_nearest_keyframe(
 ) -> None:
     decoded: list[int] = []
 
-    def numbered(frames, index, original=_stream._numbered):
-        for number, frame in original(frames, index):
+    def numbered(frames, numbers, original=_stream._numbered):
+        for number, frame in original(frames, numbers):
             decoded.append(number)
             yield number, frame
 

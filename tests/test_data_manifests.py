@@ -170,6 +170,15 @@ def test_held_out_videos_share_no_id_with_the_others(
     assert listed(again) == listed(train)
 
 
+def test_default_device_plays_no_part(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label,split\n/a,x,train\n/b,y,test\n/c,x,train\n")
+    with torch.device("meta"):
+        manifest = read_manifest(tmp_path / "a.csv")
+        train, test = manifest.hold_out(0.3)
+        assert listed(manifest.split("test")) == [("/b", 1, 1)]
+    assert sorted(listed(train) + listed(test)) == listed(manifest)
+
+
 def test_share_is_met_where_every_video_has_its_own_id() -> None:
     for share in (0.1, 0.25, 0.5):
         train, test = manifest_of(list(range(100))).hold_out(share)
@@ -191,7 +200,7 @@ def test_splits_of_a_manifest_keep_labels_classes_and_ids(tmp_path: Path) -> Non
     assert whole.split("train").classes == whole.classes == ["jump", "run", "walk"]
     with pytest.raises(ValueError, match=r"^`name` must be one of \('test', 'train'\); got 'val'$"):
         whole.split("val")
-    with pytest.raises(ValueError, match=r"^`name` must be one of \(\); got 'train'$"):
+    with pytest.raises(ValueError, match=r"^the manifest names no splits; `hold_out` parts it"):
         manifest_of([0, 1]).split("train")
     for name in ("train", "test"):
         with pytest.raises(ValueError, match=r"^.\.mp4 is of split '\w+', and its group of split"):

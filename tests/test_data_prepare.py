@@ -8,13 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 import torch
-from videos import read_barcodes, rotate, write_dropped_frames, write_video
+from videos import read_barcodes, remux, rotate, set_matrix, write_dropped_frames, write_video
 
-from iivcl.data import ClipRecipe, VideoClips, probe, read_clips, read_manifest
+from iivcl.data import (
+    ClipRecipe,
+    VideoClips,
+    find_videos,
+    open_video,
+    probe,
+    read_clips,
+    read_manifest,
+)
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_videos.py"
 
@@ -84,6 +94,32 @@ def test_every_frame_is_kept_and_bad_files_are_listed(tmp_path: Path) -> None:
     recipe = ClipRecipe(num_frames=4, stride=2, short_side=48)
     dataset = VideoClips(dst / "manifest.csv", recipe)
     assert dataset[0][0].shape == (2, 3, 4, 48, 96)
+
+
+def test_prepared_videos_are_shown_as_before(tmp_path: Path) -> None:
+    """Turned, mirrored, stretched, and of a varying rate: as the library reads the source."""
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    for orientation, matrix in enumerate(((-1, 0, 0, 1), (0, 1, 1, 0), (0, -1, 1, 0))):
+        set_matrix(write_video(src / f"{orientation}.mp4", 10), *matrix)
+    write_video(src / "stretched.mp4", 10, aspect=Fraction(4, 3))
+    steady = write_video(tmp_path / "steady.mp4", 10, options={"bf": "0"})
+
+    def delay(number: int, packet: av.Packet) -> av.Packet:
+        packet.pts = packet.dts = packet.pts + number**2 * packet.duration
+        return packet
+
+    remux(steady, src / "variable.mkv", delay)
+    assert prepare(src, dst, "--crf", 4, "--jobs", 1).returncode == 0
+    for path in map(Path, find_videos(src)):
+        with open_video(path) as before, open_video((dst / path.name).with_suffix(".mp4")) as after:
+            assert before.size == after.size
+            assert before.pixel_aspect == pytest.approx(after.pixel_aspect)
+            assert before.constant_rate == after.constant_rate == (path.suffix == ".mp4")
+            assert torch.allclose(before.times, after.times, atol=1e-3)
+            assert before.fps == pytest.approx(after.fps, rel=1e-2)
+            numbers = [list(range(10))]
+            error = before.read(numbers).float() - after.read(numbers).float()
+            assert error.abs().mean() < 4, path
 
 
 def test_run_killed_midway_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import tarfile
 from fractions import Fraction
@@ -238,3 +239,19 @@ def test_picture_that_is_cut_off(kind: str, progressive: bool, tmp_path: Path) -
                 read_clips(tmp_path, [[0]])
     path.write_bytes(content + b"behind the end")
     assert read_clips(tmp_path, [[0]]).shape == (1, 3, 1, 48, 96)
+
+
+def test_frames_are_freed_with_the_last_use_of_them(folder: Path) -> None:
+    paths = [write_video(folder / f"freed.{suffix}", 12) for suffix in ("mp4", "avi")]
+    for path in (*paths, rotate(write_video(folder / "freed turned.mp4", 12))):
+        read_clips(path, [[0, 11]])
+        gc.collect()
+        gc.disable()
+        try:
+            with open_video(path) as video:
+                video.read([[0, 11, 5]], short_side=24)
+                assert video.info.num_frames == 12
+            del video
+            assert gc.collect() == 0  # no frame waits for this
+        finally:
+            gc.enable()

@@ -162,6 +162,13 @@ def test_rank_that_runs_out_reads_on_with_other_clips(folder: Path) -> None:
     assert read(dataset, num_workers=2) == samples
 
 
+def test_default_device_and_iterators_play_no_part(folder: Path) -> None:
+    expected = [index for _, index in TarClips(folder, RECIPE, batch_size=2)]
+    shards = sorted(folder.glob("*.tar"), key=lambda path: int(path.stem))
+    with torch.device("meta"):
+        assert [index for _, index in TarClips(iter(shards), RECIPE, batch_size=2)] == expected
+
+
 def test_shuffled_order_stays_within_the_buffer(folder: Path) -> None:
     dataset = TarClips(folder, RECIPE, batch_size=1, shuffle_buffer=3)
     shuffled = [(shard, number) for shard, number, _ in read(dataset, 1)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from iivcl import IIVCLLoss, NNSupportQueue
 from iivcl import distributed as D
+from iivcl.losses import IIVCLOutput
 from iivcl.testing import run_on_ranks
 
 Ranks = Callable[..., list[Any]]
@@ -45,6 +46,7 @@ def jobs(world: int) -> list[tuple[Any, ...]]:
             for distribution in SHARED
             for loss in LOSSES[world]
         ),
+        *((workers.learned_temperature, distribution, world == 4) for distribution in SHARED),
     ]
 
 
@@ -197,9 +199,10 @@ def test_ddp_broadcast_overwrites_no_queue(distribution: Any, on_ranks: Ranks) -
         assert_same_state(state, expected.state_dict())
 
 
-def loss_in_one_process(
+def step_in_one_process(
     world: int, distribution: str, options: dict[str, Any], uneven: bool
-) -> tuple[float, float, float, Tensor]:
+) -> tuple[IIVCLOutput, Tensor]:
+    """The terms on the whole batch, and the gradient of the encoder."""
     torch.manual_seed(0)
     module = workers.Step("gather", 20)
     if distribution == "shard":  # rows in shard order: rank 0's ring, then rank 1's, ...
@@ -218,7 +221,7 @@ def loss_in_one_process(
     out.loss.backward()
     grad = module.encoder.weight.grad
     assert grad is not None
-    return out.loss.item(), out.intra.item(), out.inter.item(), grad
+    return out, grad
 
 
 @pytest.mark.parametrize("distribution", SHARED)
@@ -229,9 +232,22 @@ def test_loss_and_gradient_are_those_of_one_process_on_the_whole_batch(
     distribution: str, world: int, loss: tuple[dict[str, Any], bool], on_ranks: Ranks
 ) -> None:
     results = on_ranks(world, workers.loss_of_all, distribution, *loss)
-    *expected, expected_grad = loss_in_one_process(world, distribution, *loss)
+    expected, expected_grad = step_in_one_process(world, distribution, *loss)
     for term in range(3):
         mean = sum(result[term] for result in results) / world
-        assert mean == pytest.approx(expected[term], rel=1e-10)
+        assert mean == pytest.approx(expected[term].item(), rel=1e-10)
     for *_, grad in results:
         torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("distribution", SHARED)
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_learned_temperature_has_the_gradient_of_one_process(
+    distribution: str, world: int, on_ranks: Ranks
+) -> None:
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    options = {"num_neighbors": 3, "batch_negatives": True, "temperature": temperature}
+    step_in_one_process(world, distribution, options, world == 4)
+    assert temperature.grad is not None
+    for grad in on_ranks(world, workers.learned_temperature, distribution, world == 4):
+        torch.testing.assert_close(grad, temperature.grad, rtol=1e-9, atol=1e-11)

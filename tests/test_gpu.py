@@ -6,8 +6,11 @@ pytest tests/test_gpu.py
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,3 +301,73 @@ def test_compiled_colours_equal_those_of_the_cpu(name: str) -> None:
     compiled = torch.compile(colours.apply, fullgraph=True)
     actual = compiled(video.to(DEVICE), on_device(params)).cpu()
     torch.testing.assert_close(actual, colours.apply(video, params), rtol=0, atol=2e-3)
+
+
+# --- CUDA graph ----------------------------------------------------------------------------------
+
+
+def test_a_step_in_a_graph_trains_as_the_plain_step_does() -> None:
+    """Same weights, same batches: the queue and the loss of every step are the same."""
+
+    def trainer() -> tuple[dict[str, Any], Callable[[], Tensor]]:
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, DIM)).to(DEVICE)
+        key_encoder, queue = momentum_copy(encoder), NNSupportQueue(256, DIM).to(DEVICE)
+        held = {
+            "views": torch.zeros(2, BATCH, 32, device=DEVICE),
+            "ids": torch.zeros(BATCH, dtype=torch.int64, device=DEVICE),
+            "momentum": torch.zeros((), device=DEVICE),
+            "queue": queue,
+        }
+        lr = torch.tensor(1e-3, device=DEVICE)
+        optimizer = torch.optim.AdamW(encoder.parameters(), lr=lr, capturable=True)
+        criterion = IIVCLLoss(num_neighbors=3)
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            momentum_update_(key_encoder, encoder, held["momentum"])
+            query = encoder(held["views"][0])
+            with torch.no_grad():
+                key = F.normalize(key_encoder(held["views"][1]), dim=1)
+            loss = criterion(query, key, queue, ids=held["ids"]).loss
+            loss.backward()
+            optimizer.step()
+            queue.enqueue(key, held["ids"])
+            return loss.detach()
+
+        return held, step
+
+    (plain, plain_step), (held, step) = trainer(), trainer()
+    graph, out = torch.cuda.CUDAGraph(), None
+    for i in range(12):
+        views, ids = torch.randn(2, BATCH, 32), torch.arange(BATCH) + i * BATCH
+        for inputs in (plain, held):
+            inputs["views"].copy_(views)
+            inputs["ids"].copy_(ids)
+            inputs["momentum"].fill_(0.9 + 0.005 * i)
+        expected = plain_step().clone()
+        if i < 3:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                got = step()
+            torch.cuda.current_stream().wait_stream(side)
+        else:
+            if out is None:
+                with torch.cuda.graph(graph):
+                    out = step()
+            graph.replay()
+            got = out
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(held["queue"].keys, plain["queue"].keys, rtol=1e-3, atol=1e-4)
+    assert torch.equal(held["queue"].ids, plain["queue"].ids)
+    assert len(held["queue"]) == 256
+
+
+def test_the_example_of_a_graph_runs(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "examples" / "cuda_graph.py"
+    run = subprocess.run(
+        [sys.executable, str(script), "--steps", "8"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "step 7: loss" in run.stdout

@@ -630,7 +630,7 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: IIVCLLoss()(Q, Q, NNSupportQueue(3, 4)),
         ValueError,
-        "`k` must be in [1, 3], the size of the queue; got 5",
+        "`num_neighbors` must be at most 3, the rows of the queue; got 5",
     ),
     (
         lambda: IIVCLLoss()(Q, Q, filled_queue(3, dim=4)),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from iivcl import _engine
 from iivcl.losses import Candidates
 from iivcl.queues import _topk, exact_topk
 
@@ -64,7 +65,7 @@ def test_equals_brute_force(
 @pytest.fixture(params=["the CPU's form", "an accelerator's form"])
 def either_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param.startswith("an"):
-        monkeypatch.setattr(_topk, "_is_on_cpu", lambda tensor: False)
+        monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("either_form")
@@ -198,6 +199,8 @@ def test_bad_input(change: dict[str, object], error: type[Exception], message: s
 
 
 def test_query_that_is_no_tensor() -> None:
-    message = "`query` must be a tensor of shape (B, D); got list"
+    message = (
+        "`query` must be a tensor of shape (B, D); got list. Make one with `torch.as_tensor(query)`"
+    )
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         exact_topk([[1.0]], torch.zeros(1, 1), 1)  # type: ignore[arg-type]

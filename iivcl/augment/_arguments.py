@@ -6,14 +6,16 @@ that look would make the host wait.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_shape
+from iivcl._checks import check_shape, layout_hint
 
 __all__ = ["check_boxes", "check_channels", "check_kernel_size", "check_mask"]
 __all__ += ["check_numbers", "check_probability", "check_range", "check_reach", "check_size"]
-__all__ += ["check_unit_range", "check_video"]
+__all__ += ["check_statistics", "check_unit_range", "check_video"]
 
 _ROUNDING = 1e-3  # resampling and half precision may leave [0, 1] by this much
 
@@ -36,7 +38,18 @@ def check_channels(video: Tensor) -> None:
     if video.shape[1] not in (1, 3):
         raise ValueError(
             f"`video` must have 1 or 3 channels; got {video.shape[1]} in shape "
-            f"{tuple(video.shape)}, read as (B, C, T, H, W)"
+            f"{tuple(video.shape)}, read as (B, C, T, H, W){layout_hint(video.shape, (1, 3))}"
+        )
+
+
+def check_statistics(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Check that there is one mean and standard deviation per channel."""
+    check_video(video)
+    if not len(mean) == len(std) == video.shape[1]:
+        raise ValueError(
+            f"`mean` and `std` must have one number for each of the {video.shape[1]} channels of "
+            f"`video`; got {len(mean)} and {len(std)}, and `video` of shape {tuple(video.shape)}, "
+            f"read as (B, C, T, H, W){layout_hint(video.shape, (len(mean),))}"
         )
 
 

@@ -6,7 +6,9 @@ jitter, whose hue is turned once, and the blur in a graph, where it is a sum of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,16 @@ from torch import Tensor
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_reach
-from iivcl.augment._reference import REFERENCE, Engine, Parts, joined, planes_of, resample
+from iivcl.augment._reference import (
+    REFERENCE,
+    Engine,
+    Parts,
+    by_channel,
+    joined,
+    planes_of,
+    resample,
+    to_float,
+)
 from iivcl.augment._separable import gaussian_taps, reflected, wide
 
 __all__ = ["BATCHED", "COMPILED"]
@@ -28,19 +39,34 @@ def _resample(video: Tensor, op: ops.Resample) -> Tensor:
     return resample(video, op, torch.float16 if is_exact else None)
 
 
-def _blur_by_taps(video: Tensor, op: ops.Blur) -> Tensor:
+def _to_float(video: Tensor, op: ops.ToFloat) -> Tensor:
+    # Colours begin with bytes in memory, which a compiler writes for a tensor with given strides:
+    # left to itself, it would crop, flip and convert in each of the passes that follow.
+    video = video.contiguous()
+    return to_float(video.as_strided(video.shape, video.stride()), op)
+
+
+def _blur_by_taps(parts: Parts, op: ops.Blur, engine: Engine) -> Parts:
     """Blur by a sum of shifted videos, of which a compiler makes one pass for each direction."""
-    check_reach(op.kernel_size, *video.shape[-2:])
-    values = video.to(wide(video))
-    taps = gaussian_taps(op.sigma.to(values.dtype), op.kernel_size)  # (B, K)
-    weights = [color.per_clip(tap, values) for tap in taps.unbind(1)]
+    check_reach(op.kernel_size, *parts[0].shape[-2:])
+    sigma = op.sigma.to(wide(parts[0]))
+    taps = gaussian_taps(sigma, op.kernel_size).view(-1, op.kernel_size, 1, 1, 1, 1).unbind(1)
+    values = [part.to(sigma.dtype) for part in parts]
     for axis in (4, 3):
-        source = reflected(values.shape[axis], op.kernel_size // 2, video.device)  # (size, K)
-        shifted = [values.index_select(axis, pixels) for pixels in source.unbind(1)]
-        values = weights[0] * shifted[0]
-        for weight, neighbor in zip(weights[1:], shifted[1:], strict=True):
-            values = values + weight * neighbor
-    return (values if video.is_floating_point() else values.round()).to(video.dtype)
+        source = reflected(parts[0].shape[axis], op.kernel_size // 2, sigma.device).unbind(1)
+        values = [_sum_of_taps(value, taps, axis, source) for value in values]
+    if not parts[0].is_floating_point():
+        values = [value.round() for value in values]
+    return [value.to(parts[0].dtype) for value in values]
+
+
+def _sum_of_taps(
+    value: Tensor, taps: Sequence[Tensor], axis: int, source: Sequence[Tensor]
+) -> Tensor:
+    total = taps[0] * value.index_select(axis, source[0])
+    for tap, pixels in zip(taps[1:], source[1:], strict=True):
+        total = total + tap * value.index_select(axis, pixels)
+    return total
 
 
 def _jitter(parts: Parts, op: ops.InOrder, engine: Engine, *, compiled: bool) -> Parts:
@@ -54,46 +80,57 @@ def _jitter(parts: Parts, op: ops.InOrder, engine: Engine, *, compiled: bool) ->
     if kinds != ["black", "mean", "gray", ops.Hue] or len(planes) not in (1, 3):
         return REFERENCE[ops.InOrder](parts, op, engine)
     white, dtype = color.white_of(planes[0]), planes[0].dtype
-    *blends, (hue,) = op.programs
-    factors = torch.stack([blend.factor for (blend,) in blends], dim=1)  # (B, 3)
-    which = torch.cat([op.order[:, :3], op.order[:, 1:]], dim=1)  # (B, 6)
-    before_hue = _comes_before(_HUE, op.order)[:, :3]
-    happens = torch.cat([before_hue, ~before_hue], dim=1)
+    (black,), (mean,), (gray,), (hue,) = op.programs
+    # Six slots for blends, of which three come before hue: at which turn, and which blend.
+    slot = torch.arange(6, device=op.order.device)
+    turn = slot - 2 * (slot >= 3)
+    which = op.order[:, turn]  # (B, 6)
+    hue_turn, mean_turn = _turn_of(_HUE, op.order), _turn_of(_MEAN, op.order)  # (B, 1)
+    happens = torch.where(slot < 3, turn < hue_turn, turn > hue_turn)
     if len(planes) == 1:
         happens = happens & (which != _GRAY)
-    keep = torch.where(happens, factors.gather(1, which.clamp(max=_GRAY)), 1.0)
+    light, contrast, saturation = (op.factor.unsqueeze(1) for op in (black, mean, gray))
+    factor = torch.where(which == _MEAN, contrast, torch.where(which == _GRAY, saturation, light))
+    keep = torch.where(happens, factor, 1.0)  # (B, 6)
 
     planes, level = [plane.to(wide(plane)) for plane in planes], None
     if compiled:
         # One pass ahead finds the mean gray level: what comes before its blend fuses with the
         # mean, and the whole chain, free of means, is a pass of its own.
-        is_early = _comes_before(_MEAN, op.order)
-        early = torch.where(torch.cat([is_early[:, :3], is_early[:, 1:]], dim=1), keep, 1.0)
-        early_hue = (is_early & (op.order == _HUE)).any(dim=1)
-        shift = torch.where(early_hue, hue.shift, 0.0)
-        before = _chain(planes, which, early, shift, white, level=torch.zeros_like(planes[0][:1]))
+        early = torch.where(turn < mean_turn, keep, 1.0)
+        shift = torch.where((hue_turn < mean_turn).squeeze(1), hue.shift, 0.0)
+        before = _chain(planes, which, early, shift, white, level=0.0)
         level = color.gray_level(before, white).mean((3, 4), keepdim=True)  # (B, 1, T, 1, 1)
     return [plane.to(dtype) for plane in _chain(planes, which, keep, hue.shift, white, level)]
 
 
-def _comes_before(kind: int, order: Tensor) -> Tensor:
-    """Whether each turn (B, 4) comes before that of one kind."""
-    return (order != kind).cumprod(dim=1).bool()
+def _turn_of(kind: int, order: Tensor) -> Tensor:
+    """At which turn (B, 1) one kind comes."""
+    turns = torch.arange(order.shape[1], device=order.device)
+    return ((order == kind) * turns).sum(dim=1, keepdim=True)
 
 
 def _chain(
-    planes: Parts, which: Tensor, keep: Tensor, shift: Tensor, white: int, level: Tensor | None
+    planes: Parts, which: Tensor, keep: Tensor, shift: Tensor, white: int, level: Any
 ) -> Parts:
     """Three blends, hue, three blends; ``keep`` (B, 6) is 1 where a blend does nothing.
 
     ``level`` is the mean gray level for the blend with it, by default that of its turn.
     """
+
+    def spread(number: Tensor) -> Tensor:
+        # With a level for each frame, all numbers are made to depend on the frame: a compiler then
+        # finds the same loops everywhere, and joins them.
+        number = color.per_clip(number, planes[0])
+        return number if level is None else number + 0 * level
+
     of_gray = torch.where(which == _GRAY, 1 - keep, 0.0)
     of_level = torch.where(which == _MEAN, 1 - keep, 0.0)
-    for i, numbers in enumerate(torch.stack([keep, of_gray, of_level]).unbind(2)):
+    slots = zip(keep.unbind(1), of_gray.unbind(1), of_level.unbind(1), strict=True)
+    for i, numbers in enumerate(slots):
         if i == 3:
-            planes = _rounded(color.hue(planes, color.per_clip(shift, planes[0]), white), white)
-        own, gray_share, level_share = (color.per_clip(n, planes[0]) for n in numbers.unbind(0))
+            planes = _rounded(color.hue(planes, spread(shift), white), white)
+        own, gray_share, level_share = map(spread, numbers)
         gray = color.gray_level(planes, white)
         mean = gray.mean((3, 4), keepdim=True) if level is None else level
         rest = gray_share * gray + level_share * mean  # (B, 1, T, H, W)
@@ -114,5 +151,6 @@ BATCHED: Engine = {
 COMPILED: Engine = {
     **BATCHED,
     ops.InOrder: partial(_jitter, compiled=True),
-    ops.Blur: joined(_blur_by_taps),
+    ops.ToFloat: by_channel(_to_float),
+    ops.Blur: _blur_by_taps,
 }

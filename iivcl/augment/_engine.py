@@ -34,6 +34,7 @@ def execute(program: ops.Program, video: Tensor) -> Tensor:
     """
     check_video(video)
     ops.check_program(program, len(video))
+    ops.check_layout(program, video)
     host = video.device.type == "cpu"  # which must wait for what comes to it
     program = ops.map_tensors(lambda value: value.to(video.device, non_blocking=not host), program)
     if torch.compiler.is_compiling():

@@ -39,7 +39,8 @@ def run(program: ops.Program, video: Tensor) -> Tensor:
         clip = _LazyClip(video[i : i + 1], scratch)
         clip.run(own)
         if i == 0:
-            out = torch.empty(len(video), *clip.shape[1:], dtype=clip.dtype, device="cpu")
+            kind: dict[str, Any] = {"dtype": clip.dtype, "memory_format": clip.memory_format}
+            out = torch.empty((len(video), *clip.shape[1:]), device="cpu", **kind)
         clip.result(out[i : i + 1])
     return out
 
@@ -55,6 +56,7 @@ class _LazyClip:
 
     shape: torch.Size  # of the result
     dtype: torch.dtype
+    memory_format: torch.memory_format
     _video: Tensor  # x, of which a gray one may have a single channel
     _is_own: bool  # whether x may be written to
     _is_result: bool  # whether nothing is left to be done
@@ -72,6 +74,7 @@ class _LazyClip:
     def _replace(self, video: Tensor) -> None:
         """Go on with another video, to which nothing is left to be done."""
         self.shape, self.dtype, self._video = video.shape, video.dtype, video
+        self.memory_format = torch.contiguous_format
         self._is_own, self._is_result, self._is_within_range = False, True, None
         self._scale, self._mix, self._bias = 1.0, 0.0, 0.0
         self._mean, self._std = [0.0] * self.shape[1], [1.0] * self.shape[1]
@@ -172,8 +175,11 @@ class _LazyClip:
     def _normalize(self, op: ops.Normalize) -> None:
         if len(op.mean) != self.shape[1]:
             return self._replace(reference.run((op,), self.result()))
-        self._mean, self._std = op.mean, op.std
+        self._mean, self._std, self.dtype = op.mean, op.std, op.dtype or self.dtype
         self._is_within_range = self._is_result = False
+
+    def _lay_out(self, op: ops.Layout) -> None:
+        self.memory_format = op.memory_format
 
     # --- the map ---------------------------------------------------------------------------------
 
@@ -256,5 +262,6 @@ _EXECUTE: dict[type, Callable[[_LazyClip, Any], None]] = {
     ops.Gray: _LazyClip._gray,
     ops.Hue: _LazyClip._hue,
     ops.Normalize: _LazyClip._normalize,
+    ops.Layout: _LazyClip._lay_out,
 }
 _COLORED = (ops.Blend, ops.Gray, ops.Hue, ops.Normalize)

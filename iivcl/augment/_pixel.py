@@ -128,6 +128,9 @@ class Normalize(Transform[tuple[()]]):
     Args:
         mean: One number per channel, on the scale [0, 1].
         std: One number above 0 per channel, on the scale [0, 1].
+        dtype: Of the result, which alone is rounded to it: bfloat16 for an encoder under autocast.
+            By default that of the video, float32 for uint8.
+        memory_format: Of the result: ``torch.channels_last_3d`` for convolutions that want it.
 
     Example:
         >>> normalize = Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
@@ -135,21 +138,37 @@ class Normalize(Transform[tuple[()]]):
         tensor([2., 2., 2.])
     """
 
-    def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
+        self.dtype, self.memory_format = dtype, memory_format
         if len(self.mean) != len(self.std) or min(self.std, default=0.0) <= 0:
             raise ValueError(
                 "`mean` and `std` must have one number per channel, and `std` must be above 0; "
                 f"got {self.mean} and {self.std}"
             )
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
 
     def describe(self, params: tuple[()]) -> ops.Program:
         """Normalise; see :meth:`Transform.describe`."""
-        return (ops.Normalize(self.mean, self.std),)
+        normalize, layout = ops.Normalize(self.mean, self.std, self.dtype), self.memory_format
+        return (
+            (normalize,) if layout == torch.contiguous_format else (normalize, ops.Layout(layout))
+        )
 
     def __repr__(self) -> str:
-        return f"Normalize(mean={self.mean}, std={self.std})"
+        dtype = f", dtype={self.dtype}" if self.dtype else ""
+        is_usual = self.memory_format == torch.contiguous_format
+        layout = "" if is_usual else f", memory_format={self.memory_format}"
+        return f"Normalize(mean={self.mean}, std={self.std}{dtype}{layout})"
 
 
 class BlurParams(NamedTuple):

@@ -40,8 +40,7 @@ def moco_v2(size: int) -> Compose:
         Chen et al., "Improved Baselines with Momentum Contrastive Learning" (arXiv 2003.04297).
         Their blur is PIL's; here it has taps over a tenth of the frame, as in SimCLR.
     """
-    crop = RandomResizedCrop(size, scale=(0.2, 1.0))
-    return _contrastive(crop, (0.4, 0.4, 0.4, 0.1), _IMAGENET)
+    return _contrastive(size, (0.2, 1.0), (0.4, 0.4, 0.4, 0.1), _IMAGENET)
 
 
 def rho_moco(size: int) -> Compose:
@@ -74,8 +73,7 @@ def rho_moco(size: int) -> Compose:
         Learning" (arXiv 2104.14558), and the released configuration ``MoCo_SlowR50_8x8``. Their
         blur is PIL's; here it has taps over a tenth of the frame, as in SimCLR.
     """
-    crop = RandomResizedCrop(size, scale=(0.2, 0.766))
-    return _contrastive(crop, (0.6, 0.6, 0.6, 0.15), _KINETICS)
+    return _contrastive(size, (0.2, 0.766), (0.6, 0.6, 0.6, 0.15), _KINETICS)
 
 
 def cvrl(size: int) -> Compose:
@@ -101,8 +99,8 @@ def cvrl(size: int) -> Compose:
         view always and the other with p 0.1, solarizes the latter with p 0.2, and leaves the final
         range to a switch; here both views are alike.
     """
-    crop = RandomResizedCrop(size, scale=(0.3, 1.0), ratio=(0.5, 2.0))
-    return _contrastive(crop, (0.8, 0.8, 0.8, 0.2), _KINETICS)
+    jitter = (0.8, 0.8, 0.8, 0.2)
+    return _contrastive(size, (0.3, 1.0), jitter, _KINETICS, ratio=(0.5, 2.0))
 
 
 def evaluation(size: int) -> Compose:
@@ -127,20 +125,35 @@ def evaluation(size: int) -> Compose:
         One view as in the linear protocol of He et al., "Momentum Contrast" (arXiv 1911.05722) and
         its released ``main_lincls.py``: short side 256, middle 224. Mean and std are rho-MoCo's.
     """
+    _check_one_size(size)
     short_side = ResizeShortSide(round(size * 8 / 7))
     return Compose(short_side, CenterCrop(size), ToFloat(), _KINETICS)
 
 
+def _check_one_size(size: int) -> None:
+    if not isinstance(size, int):
+        raise TypeError(
+            f"`size` must be an int, the height and width of the square result; got {size!r}"
+        )
+
+
 def _contrastive(
-    crop: RandomResizedCrop, jitter: tuple[float, float, float, float], normalize: Normalize
+    size: int,
+    scale: tuple[float, float],
+    jitter: tuple[float, float, float, float],
+    normalize: Normalize,
+    *,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Compose:
     """Crop, flip, jitter, gray and blur: the family that all the presets belong to.
 
     The flip stands second, wherever the paper has it: it commutes with all that follows.
     """
+    _check_one_size(size)
+    crop = RandomResizedCrop(size, scale=scale, ratio=ratio)
     brightness, contrast, saturation, hue = jitter
     color = ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
-    blur = GaussianBlur(2 * (crop.size[0] // 20) + 1, sigma=(0.1, 2.0))
+    blur = GaussianBlur(2 * (size // 20) + 1, sigma=(0.1, 2.0))
     flip, gray = RandomHorizontalFlip(p=0.5), RandomGrayscale(p=0.2)
     in_color = RandomApply(color, p=0.8), gray, RandomApply(blur, p=0.5)
     return Compose(crop, flip, ToFloat(), *in_color, normalize)

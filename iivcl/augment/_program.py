@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from iivcl._checks import check_shape
-from iivcl.augment._arguments import check_mask, check_numbers
+from iivcl.augment._arguments import check_channels, check_mask, check_numbers, check_statistics
 
 __all__ = ["Blend", "Blur", "Call", "CenterCrop", "Choose", "Flip", "Gray", "Hue", "InOrder"]
-__all__ += ["Normalize", "OnFrames", "Program", "Resample", "ResizeShortSide", "Solarize"]
-__all__ += ["ToFloat", "Where", "check_program", "map_tensors", "short_side_size"]
-__all__ += ["split_clips", "tensors_of"]
+__all__ += ["Layout", "Normalize", "OnFrames", "Program", "Resample", "ResizeShortSide", "Solarize"]
+__all__ += ["ToFloat", "Where", "check_layout", "check_program", "map_tensors"]
+__all__ += ["short_side_size", "split_clips", "tensors_of"]
 
 Program = tuple[Any, ...]
 """Operations, each of a class below."""
@@ -36,6 +36,13 @@ class Normalize(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    dtype: torch.dtype | None = None  # of the result, by default that of the video
+
+
+class Layout(NamedTuple):
+    """Put the axes in an order in memory."""
+
+    memory_format: torch.memory_format
 
 
 class Resample(NamedTuple):
@@ -170,6 +177,19 @@ def check_program(program: Program, num_clips: int) -> None:
             elif name == "programs":
                 for own in value:
                     check_program(own, num_clips)
+
+
+def check_layout(program: Program, video: Tensor) -> bool:
+    """Check channels while the video is whole as it was given, up to a transform of one's own."""
+    for op in program:
+        if isinstance(op, (Blend, Gray, Hue)):
+            check_channels(video)
+        elif isinstance(op, Normalize):
+            check_statistics(video, op.mean, op.std)
+        inner = (op.program,) if isinstance(op, Where) else getattr(op, "programs", ())
+        if isinstance(op, Call) or not all(check_layout(own, video) for own in inner):
+            return False
+    return True
 
 
 def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:

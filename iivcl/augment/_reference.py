@@ -27,7 +27,8 @@ from iivcl.augment._arguments import (
 )
 from iivcl.augment._separable import gaussian_weights, resize_weights, separable, wide
 
-__all__ = ["REFERENCE", "Engine", "Parts", "check_kept", "joined", "planes_of", "resample", "run"]
+__all__ = ["REFERENCE", "Engine", "Parts", "by_channel", "check_kept", "joined"]
+__all__ += ["planes_of", "resample", "run", "to_float"]
 
 Parts = Sequence[Tensor]
 """A video (B, C, T, H, W) in one part or several along its channels."""
@@ -46,7 +47,10 @@ def _run(program: ops.Program, parts: Parts, engine: Engine) -> Parts:
 
 
 def _join(parts: Parts) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
+    if len(parts) == 1:
+        return parts[0]
+    flat = torch.cat([part.flatten(2) for part in parts], dim=1)  # in no channels-last order
+    return flat.unflatten(2, parts[0].shape[2:])  # type: ignore[no-any-return, no-untyped-call]
 
 
 def planes_of(parts: Parts) -> Parts:
@@ -59,7 +63,8 @@ def joined(execute: Callable[[Tensor, Any], Tensor]) -> Callable[..., Parts]:
     return lambda parts, op, engine: [execute(_join(parts), op)]
 
 
-def _by_channel(execute: Callable[[Tensor, Any], Tensor]) -> Callable[..., Parts]:
+def by_channel(execute: Callable[[Tensor, Any], Tensor]) -> Callable[..., Parts]:
+    """Make a function of any number of channels one of parts."""
     return lambda parts, op, engine: [execute(part, op) for part in parts]
 
 
@@ -102,7 +107,7 @@ def _blur(video: Tensor, op: ops.Blur) -> Tensor:
 # --- what pixels hold ----------------------------------------------------------------------------
 
 
-def _to_float(video: Tensor, op: ops.ToFloat) -> Tensor:
+def to_float(video: Tensor, op: ops.ToFloat) -> Tensor:
     if video.is_floating_point():
         return video.to(op.dtype)
     return (video.to(torch.promote_types(op.dtype, torch.float32)) / 255).to(op.dtype)
@@ -116,8 +121,15 @@ def _normalize(parts: Parts, op: ops.Normalize, engine: Engine) -> Parts:
             f"`video`; got {len(op.mean)} and {len(op.std)}"
         )
     if not planes[0].is_floating_point():
-        planes = [_to_float(plane, ops.ToFloat(torch.float32)) for plane in planes]
-    return [(p - mean) / std for p, mean, std in zip(planes, op.mean, op.std, strict=True)]
+        planes = [to_float(plane, ops.ToFloat(torch.float32)) for plane in planes]
+    dtype = op.dtype or planes[0].dtype
+    each = zip(planes, op.mean, op.std, strict=True)
+    return [((plane - mean) / std).to(dtype) for plane, mean, std in each]
+
+
+def _lay_out(parts: Parts, op: ops.Layout, engine: Engine) -> Parts:
+    # Of planes, a compiler writes this order at once; `_join` leaves it none to choose.
+    return [torch.cat(tuple(parts), dim=1).contiguous(memory_format=op.memory_format)]
 
 
 def _recolored(check: Any, change: Callable[[Parts, Any, int], Parts]) -> Callable[..., Parts]:
@@ -195,15 +207,16 @@ def _call(video: Tensor, op: ops.Call) -> Tensor:
 REFERENCE: Engine = {
     ops.Resample: joined(resample),
     ops.ResizeShortSide: _expand,
-    ops.CenterCrop: _by_channel(_center_crop),
-    ops.Flip: _by_channel(_flip),
+    ops.CenterCrop: by_channel(_center_crop),
+    ops.Flip: by_channel(_flip),
     ops.Blur: joined(_blur),
-    ops.ToFloat: _by_channel(_to_float),
+    ops.ToFloat: by_channel(to_float),
     ops.Normalize: _normalize,
+    ops.Layout: _lay_out,
     ops.Blend: _recolored(check_unit_range, _blend),
     ops.Hue: _recolored(check_unit_range, _hue),
     ops.Gray: _recolored(check_channels, _gray),
-    ops.Solarize: _by_channel(_solarize),
+    ops.Solarize: by_channel(_solarize),
     ops.OnFrames: joined(_on_frames),
     ops.Where: _where,
     ops.InOrder: _expand,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +24,6 @@ from iivcl.data._readings import OnError, Readings, Shared
 from iivcl.data._recipe import ClipRecipe, check_recipe
 
 __all__ = ["VideoClips", "collate_clips"]
-
-_logger = logging.getLogger("iivcl.data")
 
 
 class VideoClips(Dataset[Any]):
@@ -90,7 +87,6 @@ class VideoClips(Dataset[Any]):
         self._recipe = check_recipe(recipe)
         self._transform = transform
         self._draws = Draws(seed)
-        self._advised = False
         self._readings = Readings(on_error, failure_log)
         manifest, self._from_manifest = as_manifest(videos)
         self._paths = _Paths(manifest.paths)
@@ -151,11 +147,7 @@ class VideoClips(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Read the samples of a batch, for a DataLoader; those that are skipped are left out."""
-        samples = _without_skipped([self[index] for index in indices])
-        if (advice := _advice_on_sizes(samples)) and not self._advised:
-            self._advised = True
-            _logger.warning("%s", advice)  # and no error: a user's collation may take them
-        return samples
+        return _checked([self[index] for index in indices])
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -222,26 +214,20 @@ def collate_clips(batch: Sequence[Any]) -> Any:
         >>> clips.shape, indices
         (torch.Size([1, 2, 3, 4, 8, 8]), tensor([0]))
     """
-    samples = _without_skipped(batch)
-    if advice := _advice_on_sizes(samples):
-        raise ValueError(advice)
-    return default_collate(samples)
+    return default_collate(_checked(batch))
 
 
-def _without_skipped(batch: Sequence[Any]) -> list[Any]:
+def _checked(batch: Sequence[Any]) -> list[Any]:
+    """Leave out what was skipped, and say what to do about clips that cannot be stacked."""
     samples = [sample for sample in batch if sample is not None]
     if not samples:
         raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
-    return samples
-
-
-def _advice_on_sizes(samples: Sequence[Any]) -> str:
-    """Say what to do about clips that cannot be stacked; empty when they can."""
     clips = [sample[0] for sample in samples if isinstance(sample, tuple)]
     shapes = sorted({tuple(one.shape) for one in clips if isinstance(one, Tensor)})
-    if len(shapes) < 2:
-        return ""
-    return (
-        f"the clips of a batch differ in shape, such as {shapes[0]} and {shapes[-1]}; to stack "
-        "them, crop in the dataset, as by `transform=augment.RandomResizedCrop(112)`"
-    )
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the clips of a batch differ in shape, such as {shapes[0]} and {shapes[-1]}; to stack "
+            "them, crop in the dataset: `transform=augment.RandomResizedCrop(112)`. (To collate "
+            "them in a way of your own, let the transform put them in a list.)"
+        )
+    return samples

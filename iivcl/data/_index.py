@@ -89,10 +89,10 @@ class FrameIndex:
     marks_references: bool = False
     packets: list[Packet[VideoStream]] = field(default_factory=list, repr=False)
 
-    def number_of(self, pts: int | None) -> int:
-        """Give the number of the frame shown at ``pts``, or -1."""
-        number = -1 if pts is None else bisect_left(self.pts, pts)
-        return number if number < len(self.pts) and self.pts[number] == pts else -1
+    def numbers(self, first: int = 0, last: int | None = None) -> dict[int, int]:
+        """Map the times of the frames from ``first`` to ``last`` to their numbers."""
+        pts = self.pts[first : None if last is None else last + 1]
+        return dict(zip(pts, range(first, first + len(pts)), strict=True))
 
     def clock(self, tick: Fraction, declared_rate: Fraction | None) -> Clock:
         """Say when the frames are shown, where a time counts ``tick`` seconds.
@@ -169,7 +169,7 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
         for place, p in enumerate(packets)
         if p.is_keyframe and p.pts is not None
     ]
-    end = max((p.pts or 0) + (p.duration or 0) for p in packets if not p.is_discard)
+    end = shown[-1] + max(p.duration or 0 for p in packets if p.pts == shown[-1])
     return FrameIndex(shown, end, sorted(keyframes), _marks_references(stream), kept)
 
 

@@ -36,10 +36,10 @@ def recall_index(file: File, place: IndexPlace) -> FrameIndex | None:
 
 
 def keep_index_of(file: File, index: FrameIndex | None, place: IndexPlace) -> None:
-    """Keep an index, without its packets, which are of this reading alone."""
+    """Keep an index for the next reading."""
     key = _key(file)
     if key is not None and index is not None:
-        _keep_in_memory(key, replace(index, packets=[]))
+        _keep_in_memory(key, index)
         if place == "file":
             _save(key, index)
 
@@ -55,7 +55,7 @@ def _key(file: File) -> _Key | None:
 def _keep_in_memory(key: _Key, index: FrameIndex) -> None:
     if index.keyframes and len(index.pts) < _MIN_FRAMES:
         return
-    _memory[key] = index
+    _memory[key] = replace(index, packets=[])  # which are of this reading alone
     kept = list(_memory.items())  # at once: other threads read as well
     excess = sum(len(index.pts) for _, index in kept) - _MAX_FRAMES
     for key, index in kept:

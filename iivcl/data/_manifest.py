@@ -78,15 +78,17 @@ class Manifest(NamedTuple):
             >>> read_manifest(file).split("train").paths
             ['/a.mp4', '/c.mp4']
         """
+        if not self.splits:
+            raise ValueError("the manifest names no splits; `hold_out` parts it at random")
         check_choice("name", name, tuple(sorted(set(self.splits) - {""})))
-        mask = torch.tensor([split == name for split in self.splits])
-        others = torch.tensor([split not in (name, "") for split in self.splits])
-        shared = (others & torch.isin(self.ids, self.ids[mask])).nonzero().flatten().tolist()
-        if shared:
-            raise ValueError(
-                f"{self.paths[shared[0]]} is of split {self.splits[shared[0]]!r}, and its group of "
-                f"split {name!r} as well; put each group into one split"
-            )
+        mask = torch.tensor([split == name for split in self.splits], device="cpu")
+        inside = set(self.ids[mask].tolist())
+        for path, group, split in zip(self.paths, self.ids.tolist(), self.splits, strict=True):
+            if group in inside and split not in (name, ""):
+                raise ValueError(
+                    f"{path} is of split {split!r}, and its group of split {name!r} as well; "
+                    "put each group into one split"
+                )
         return _subset(self, mask)
 
     def hold_out(
@@ -114,8 +116,9 @@ class Manifest(NamedTuple):
         _, group, size = torch.unique(self.ids, return_inverse=True, return_counts=True)
         if len(size) < 2:
             raise ValueError(f"at least 2 ids are needed to hold some out; got {len(size)}")
-        order = torch.randperm(len(size), generator=generator)
-        held = torch.zeros(len(size), dtype=torch.bool)
+        device = "cpu" if generator is None else generator.device
+        order = torch.randperm(len(size), generator=generator, device=device).to(size.device)
+        held = torch.zeros_like(size, dtype=torch.bool)
         held[order] = size[order].cumsum(0) - size[order] / 2 < share * len(group)
         held[order[0]], held[order[-1]] = True, False  # neither part is ever empty
         return _subset(self, ~held[group]), _subset(self, held[group])
@@ -189,8 +192,10 @@ def make_manifest(rows: Iterable[Row], classes: Sequence[str] | None = None) -> 
     ids = [id_of.setdefault(row.group or place, len(id_of)) for place, row in enumerate(rows)]
     return Manifest(
         paths=[os.fspath(row.path) for row in rows],
-        labels=torch.tensor([number_of[row.label] for row in rows], dtype=torch.int64),
-        ids=torch.tensor(ids, dtype=torch.int64),
+        labels=torch.tensor(
+            [number_of[row.label] for row in rows], dtype=torch.int64, device="cpu"
+        ),
+        ids=torch.tensor(ids, dtype=torch.int64, device="cpu"),
         classes=list(classes),
         splits=[row.split for row in rows] if any(row.split for row in rows) else (),
     )

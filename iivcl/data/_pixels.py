@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
@@ -33,7 +34,8 @@ def frame_orientation(frame: VideoFrame) -> int:
     between, the nearest quarter of a turn counts.
     """
     try:
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        # As frame.side_data, which the frame would keep in a circle until the next collection.
+        data: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     except ValueError:  # PyAV refuses them all where it does not know one; flips are not seen
         return (1, 8, 3, 6)[round(frame.rotation / 90) % 4]
     if data is None:

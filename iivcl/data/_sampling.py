@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice, check_positive, check_shape
+from iivcl._checks import check_at_least, check_choice, check_positive, check_shape
 
 __all__ = ["ShortPolicy", "check_clip", "clip_indices", "clip_indices_in_time"]
 __all__ += ["last_not_behind", "move_to_keyframes", "random_clip_starts", "uniform_clip_starts"]
@@ -225,11 +225,9 @@ def _draw_gap(
 
 def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
     """Check the numbers that say what a clip is."""
-    for name, value in (("num_frames", num_frames), ("clips_per_video", clips_per_video)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {value}")
-    if not 0 < stride < math.inf:
-        raise ValueError(f"`stride` must be above 0 and finite; got {stride}")
+    check_at_least(1, num_frames=num_frames, clips_per_video=clips_per_video)
+    if not (hasattr(stride, "__float__") and 0 < stride < math.inf):
+        raise ValueError(f"`stride` must be above 0 and finite; got {stride!r}")
 
 
 def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:

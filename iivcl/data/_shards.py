@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from iivcl.data._container import DecodeError, decode_errors
 from iivcl.data._find_videos import VIDEO_SUFFIXES
@@ -53,13 +53,16 @@ class TarSample(NamedTuple):
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
         """Read some of the files."""
         contents = {}
-        try:
-            with decode_errors(self.path), tarfile.open(self.shard, "r:") as archive:
-                for name in names:
-                    file = archive.extractfile(self.files[name])
-                    contents[name] = b"" if file is None else file.read()
-        except tarfile.TarError as error:
-            raise DecodeError(f"{self.path}: the archive ends in the middle of it") from error
+        with decode_errors(self.path), open(self.shard, "rb") as archive:
+            for name in names:
+                file = self.files[name]
+                parts: Any = [(0, file.size)] if file.sparse is None else file.sparse
+                content = memoryview(bytearray(file.size))  # zeros where the file has holes
+                archive.seek(file.offset_data)
+                for start, size in parts:
+                    if archive.readinto(content[start : start + size]) < size:
+                        raise DecodeError(f"{self.path}: the archive ends in the middle of it")
+                contents[name] = bytes(content)
         return contents
 
 

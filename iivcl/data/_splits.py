@@ -176,7 +176,7 @@ def read_kinetics_split(
         ['abseiling']
     """
     check_choice("missing", missing, ("raise", "drop"))
-    rows, labels, gone = [], set(), 0
+    rows, labels = [], []
     for where, entry in csv_rows(Path(csv_file), "youtube_id", "time_start", "time_end"):
         video, label = entry["youtube_id"], entry.get("label", "")
         times = [entry["time_start"], entry["time_end"]]
@@ -186,18 +186,17 @@ def read_kinetics_split(
         folders, suffixes = (Path(root, label), Path(root)), (".mp4", ".mkv", ".webm", ".avi")
         candidates = (folder / (stem + suffix) for folder in folders for suffix in suffixes)
         path = next(filter(Path.exists, candidates), None)
-        if path is None and missing == "raise":
+        labels.append(label)
+        if path is not None:
+            rows.append(Row(path, label, video))
+        elif missing == "raise":
             raise FileNotFoundError(
                 f"{where}: no video {stem} in {folders[0]} or {folders[1]}; "
                 '`missing="drop"` leaves it out'
             )
-        labels.add(label)
-        gone += path is None
-        if path is not None:
-            rows.append(Row(path, label, video))
-    if gone:
-        _logger.warning("%s: %d of %d videos are missing", csv_file, gone, gone + len(rows))
-    return make_manifest(rows, sorted(labels - {""}))
+    if gone := len(labels) - len(rows):
+        _logger.warning("%s: %d of %d videos are missing", csv_file, gone, len(labels))
+    return make_manifest(rows, sorted(set(labels) - {""}))
 
 
 def read_ssv2_split(

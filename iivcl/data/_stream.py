@@ -106,7 +106,8 @@ class Stream(Video):
         end = (len(index.pts), None)
         found = 0
         for keyframe, targets in index.runs(wanted):
-            decoded = _numbered(self._decode_run(index, keyframe, targets), index)
+            numbers = index.numbers(keyframe.number, targets[-1])
+            decoded = _numbered(self._decode_run(index, keyframe, targets, numbers), numbers)
             number = -1
             frame: VideoFrame | None = None
             before: VideoFrame | None = None  # stands in for one that approximate reading skips
@@ -124,13 +125,17 @@ class Stream(Video):
         return found
 
     def _decode_run(
-        self, index: FrameIndex, keyframe: Keyframe, targets: Sequence[int]
+        self,
+        index: FrameIndex,
+        keyframe: Keyframe,
+        targets: Sequence[int],
+        numbers: dict[int, int],
     ) -> Iterator[VideoFrame]:
         """Decode from a keyframe to the last target, without frames that no target depends on."""
         codec = self._stream.codec_context
         unsent = set(targets)
         for packet in self._packets_from(index, keyframe):
-            number = index.number_of(packet.pts)
+            number = -1 if packet.pts is None else numbers.get(packet.pts, -1)
             if index.marks_references and not self._approximate:
                 codec.skip_frame = "DEFAULT" if number in unsent else "NONREF"
             yield from codec.decode(packet)
@@ -156,11 +161,12 @@ class Stream(Video):
         frames = self._container.decode(self._stream)
         if self._index is None or not self._index.keyframes:
             return enumerate(frames)
-        return _numbered(frames, self._index)
+        return _numbered(frames, self._index.numbers())
 
 
-def _numbered(frames: Iterator[VideoFrame], index: FrameIndex) -> Iterator[tuple[int, VideoFrame]]:
+def _numbered(
+    frames: Iterator[VideoFrame], numbers: dict[int, int]
+) -> Iterator[tuple[int, VideoFrame]]:
     for frame in frames:
-        number = index.number_of(frame.pts)
-        if number >= 0:
-            yield number, frame
+        if frame.pts is not None and frame.pts in numbers:
+            yield numbers[frame.pts], frame

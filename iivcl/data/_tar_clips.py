@@ -199,7 +199,7 @@ class TarClips(IterableDataset[Any]):
             generator = self._draws.generator("order", epoch, turn)
             order = list(range(len(self._shards)))
             if self._shuffle_buffer:
-                order = torch.randperm(len(order), generator=generator).tolist()
+                order = torch.randperm(len(order), generator=generator, device="cpu").tolist()
             places = (
                 (sample, (epoch, turn, (shard << _SHARD_BITS) + number))
                 for shard in order[self._rank :: self._world_size]
@@ -234,7 +234,8 @@ def _find_shards(shards: StrPath | Sequence[StrPath]) -> list[str]:
     if isinstance(shards, (str, os.PathLike)):
         archives = sorted(map(str, Path(shards).glob("*.tar")), key=natural_key)
         shards = archives if os.path.isdir(shards) else [shards]
-    for shard in shards:
+    found = [os.fspath(shard) for shard in shards]
+    for shard in found:
         if not os.path.isfile(shard):
-            raise FileNotFoundError(f"`shards`: no such file: {os.fspath(shard)}")
-    return [os.fspath(shard) for shard in shards]
+            raise FileNotFoundError(f"`shards`: no such file: {shard}")
+    return found

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iivcl._checks import check_floating, check_positive, check_same_device, check_shape, unit_rows
+from iivcl._checks import (
+    check_at_least,
+    check_embeddings,
+    check_positive,
+    check_same_device,
+    check_shape,
+    unit_rows,
+)
 from iivcl.evaluation._rows import check_ks, check_labeled, rows_that_count, warn_of_rows
 from iivcl.queues import exact_topk
 
@@ -58,6 +65,7 @@ def knn_classify(
         arXiv 1805.01978, section 3.4.
     """
     check_positive("temperature", temperature)
+    check_at_least(1, k=k)
     check_features(query, gallery)
     name, features = ("query", query) if gallery is None else ("gallery", gallery)
     voters = take_side(name, features, "gallery_labels", gallery_labels, num_classes=num_classes)
@@ -120,8 +128,7 @@ def nearest(query: Side, gallery: Side, k: int) -> tuple[Tensor, Tensor]:
 
 def check_features(query: Tensor, gallery: Tensor | None) -> None:
     """Check the features of both sides."""
-    check_shape("query", query, "N D")
-    check_floating("query", query)
+    check_embeddings("query", query, "N D")
     if len(query) == 0:
         raise ValueError("`query` has no rows")
     if gallery is not None:

@@ -9,15 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice, check_floating, check_ids, check_same_device, check_shape
+from iivcl._checks import check_choice, check_embeddings, check_ids, check_same_device
 
 Average = Literal["videos", "classes"]
 
 
 def check_labeled(name: str, rows: Tensor, pattern: str, labels_name: str, labels: Tensor) -> None:
     """Check that features or scores have a label each, beside them."""
-    check_shape(name, rows, pattern)
-    check_floating(name, rows)
+    check_embeddings(name, rows, pattern)
     check_ids(labels_name, labels, len(rows), name)
     check_same_device(labels_name, labels, name, rows)
 
@@ -33,6 +32,8 @@ def check_labels(name: str, labels: Tensor, num_classes: int | None = None) -> N
 
 def check_ks(name: str, ks: Sequence[int], most: int, what: str) -> None:
     """Check numbers of neighbours or classes."""
+    if not (isinstance(ks, Sequence) and ks and all(hasattr(k, "__index__") for k in ks)):
+        raise TypeError(f"`{name}` must be a sequence of integers, such as (1, 5); got {ks!r}")
     for k in ks:
         if not 1 <= k <= most:
             raise ValueError(f"`{name}` must be in [1, {most}] ({what}); got {k}")

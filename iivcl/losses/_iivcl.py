@@ -11,7 +11,9 @@ from iivcl._candidates import ChunkSize, check_chunk_size
 from iivcl._checks import (
     check_at_least,
     check_choice,
+    check_mask,
     check_same_device,
+    check_shape,
     check_temperature,
 )
 from iivcl._precision import without_autocast
@@ -60,7 +62,7 @@ class IIVCLLoss(nn.Module):
 
     Args:
         num_neighbors: k of the inter term; 0 leaves it out.
-        temperature: Above 0.
+        temperature: Above 0; a tensor of shape () for one that is learned, such as a parameter.
         inter_weight: Weight of the inter term in ``loss``. For a ramp, leave it and write
             ``out.intra + weight(step) * out.inter``: neighbours are noise until the embedding has
             some order, and training with noise as positives harms it.
@@ -141,12 +143,15 @@ class IIVCLLoss(nn.Module):
         if inter is not None:
             check_inputs(*inter, ids)
         inter_query, inter_key, inter_queue = inter or (query, key, queue)
-        found = neighbors if neighbors is not None else self._look_up(inter_key, inter_queue, ids)
+        if neighbors is None:
+            found = positives = self._look_up(inter_key, inter_queue, ids)
+        else:
+            found, positives = neighbors, check_neighbors(neighbors, inter_query)
         if inter is None:
-            intra, inter_loss = self._terms(query, key, queue, ids, found)
+            intra, inter_loss = self._terms(query, key, queue, ids, positives)
         else:
             intra, _ = self._terms(query, key, queue, ids, _no_neighbors(query))
-            _, inter_loss = self._terms(inter_query, inter_key, inter_queue, ids, found)
+            _, inter_loss = self._terms(inter_query, inter_key, inter_queue, ids, positives)
         return IIVCLOutput(intra + self.inter_weight * inter_loss, intra, inter_loss, found)
 
     def _look_up(self, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> Neighbors:
@@ -160,6 +165,12 @@ class IIVCLLoss(nn.Module):
         if key.ndim == 3:
             (key,) = normalize_alike(key)
             key = key.mean(1)
+        rows = queue.placement.rows * queue.placement.row_ranks
+        if self.num_neighbors > rows:
+            raise ValueError(
+                f"`num_neighbors` must be at most {rows}, the rows of the queue; "
+                f"got {self.num_neighbors}"
+            )
         return queue.nearest(key, self.num_neighbors, ids=ids, min_age=self.min_age)
 
     def _terms(
@@ -199,6 +210,21 @@ def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | Non
     queue.check_rows("query", query)
     check_same_device("key", as_several(query, key, "key"), "queue", queue.keys)
     queue.check_ids(ids, query, "query")
+
+
+def check_neighbors(found: Neighbors, query: Tensor) -> Neighbors:
+    """Check neighbours of another lookup; a row that is named twice counts once."""
+    batch = query.shape[0], "query"
+    check_shape("neighbors.indices", found.indices, "B k", B=batch)
+    check_mask(
+        "neighbors.valid", found.valid, "B k", B=batch, k=(found.indices.shape[1], "indices")
+    )
+    if found.indices.dtype != torch.int64:
+        raise TypeError(f"`neighbors.indices` must be int64; got {found.indices.dtype}")
+    check_same_device("neighbors.indices", found.indices, "query", query)
+    rows = found.indices.where(found.valid, -1)
+    again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)
+    return found._replace(valid=found.valid & ~again)
 
 
 def _no_neighbors(query: Tensor) -> Neighbors:

@@ -65,7 +65,7 @@ def multi_positive_info_nce(
             itself, same-video rows, rows not filled. It wins over ``positive_mask``.
         positive_weights: (B, M) float weights of the positives, not negative; only their ratio
             within a row counts. Default: all equal.
-        temperature: Above 0; values down to 0.01 are safe.
+        temperature: Above 0; values down to 0.01 are safe. A tensor of shape () gets its gradient.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"`` over the rows that have a positive, ``"sum"``, or ``"none"``.
         chunk_size: Candidates per step of the streaming form, whose memory is O(B x chunk_size)
@@ -179,7 +179,7 @@ class InfoNCELoss(nn.Module):
     """`info_nce` with its options, as a module.
 
     Args:
-        temperature: Above 0.
+        temperature: Above 0; an `nn.Parameter` of shape () is learned and moves with the module.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         chunk_size: As for `multi_positive_info_nce`.

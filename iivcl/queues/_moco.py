@@ -80,14 +80,18 @@ class MoCoQueue(nn.Module):
         check_choice("distributed", distributed, ("gather", "local", "shard"))
         self.size, self.dim = size, dim
         self.distributed, self.check_finite = distributed, check_finite
-        self.keys = torch.zeros(size, dim)
-        self.ids = torch.full((size,), -1)
-        self.stamps = torch.full((size,), -1)
-        self.cursor = torch.tensor(0)
-        self.step = torch.tensor(0)
+        self._make_rows(size)
+        with torch.inference_mode(False):
+            self.cursor, self.step = torch.tensor(0), torch.tensor(0)
         # Whether keys come with ids is settled by the first enqueue and known to the host, so that
         # leaving ids out later is an error and not a silent match.
         self._has_ids: bool | None = None
+
+    def _make_rows(self, size: int, device: torch.device | None = None) -> None:
+        with torch.inference_mode(False):  # else they could not be written outside of it
+            self.keys = torch.zeros(size, self.dim, dtype=torch.float32, device=device)
+            self.ids = torch.full((size,), -1, device=device)
+            self.stamps = torch.full((size,), -1, device=device)
 
     @property
     def valid(self) -> Tensor:
@@ -190,8 +194,7 @@ class MoCoQueue(nn.Module):
         oldest_first = (self.cursor + torch.arange(self.size, device=self.keys.device)) % self.size
         kept = oldest_first[self.valid[oldest_first]][-size:]
         rows = {name: getattr(self, name)[kept] for name in ("keys", "ids", "stamps")}
-        self.keys = self.keys.new_zeros(size, self.dim)
-        self.ids, self.stamps = self.ids.new_full((size,), -1), self.stamps.new_full((size,), -1)
+        self._make_rows(size, self.keys.device)
         for name, newest in rows.items():
             getattr(self, name)[: len(kept)] = newest
         self.cursor.fill_(len(kept) % size)
@@ -232,7 +235,8 @@ class MoCoQueue(nn.Module):
     @property
     def has_ids(self) -> Tensor:
         """Whether rows have ids, () int64 for the state_dict: 1 yes, 0 no, -1 not settled."""
-        return torch.tensor(-1 if self._has_ids is None else int(self._has_ids))
+        known = -1 if self._has_ids is None else int(self._has_ids)
+        return torch.tensor(known, device="cpu")  # read when it is loaded
 
     @has_ids.setter
     def has_ids(self, value: Tensor) -> None:
@@ -276,17 +280,22 @@ class MoCoQueue(nn.Module):
             for name, (saved, own) in shapes.items()
             if saved != own
         ]
+        assign = local_metadata.get("assign_to_params_buffers", False)
         if wrong:  # nothing is loaded rather than half of it
-            error_msgs.append(
-                f"{'; '.join(wrong)}. Build the queue with the checkpoint's size, load it, and "
-                "then call `resize_(size)` to keep the newest rows"
-            )
-            return
-        for name, value in given.items():
-            if name == "has_ids":
-                self.has_ids = value
-            else:
-                getattr(self, name).copy_(value)
+            other_dim = "keys" in shapes and shapes["keys"][0][1:] != (self.dim,)
+            resize = "size, load it, and then call `resize_(size)` to keep the newest rows"
+            remedy = "dim; other keys cannot be compared" if other_dim else resize
+            error_msgs.append(f"{'; '.join(wrong)}. Build the queue with the checkpoint's {remedy}")
+        elif self.keys.is_meta and not assign:
+            error_msgs.append(f"{prefix}keys is on meta, which holds no values; pass assign=True")
+        else:
+            for name, value in given.items():
+                if name == "has_ids":
+                    self.has_ids = value
+                elif assign:
+                    setattr(self, name, value.to(getattr(self, name).dtype))
+                else:
+                    getattr(self, name).copy_(value)
 
     def extra_repr(self) -> str:
         """Describe the queue in its repr."""

@@ -77,7 +77,8 @@ class NNSupportQueue(MoCoQueue):
         self.check_ids(ids, query, "query")
         placement = self.placement
         rows = placement.rows * placement.row_ranks
-        if not 1 <= k <= rows:
+        check_at_least(1, k=k)
+        if k > rows:
             raise ValueError(f"`k` must be in [1, {rows}], the size of the queue; got {k}")
         check_at_least(0, min_age=min_age)
         query = unit_rows(query.float())

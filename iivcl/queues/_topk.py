@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iivcl import _engine
 from iivcl._candidates import Candidates
 from iivcl._checks import check_at_least, check_embeddings, check_mask, check_same_device
 from iivcl._precision import full_float32
@@ -97,7 +98,7 @@ def _search(
     with torch.no_grad(), full_float32(query):
         tiles = _Tiles(query.float(), Candidates(bank, *which))
         sizes = *query.shape, len(bank), k
-        plan = plan_search(*sizes, on_cpu=_is_on_cpu(query), chunk_size=chunk_size)
+        plan = plan_search(*sizes, on_cpu=_engine.on_cpu(query), chunk_size=chunk_size)
         best: tuple[Tensor, Tensor] | None = None
         for step in plan.steps:
             if step.in_blocks:
@@ -107,10 +108,6 @@ def _search(
             best = found if best is None else _merge(best, found, k)
         assert best is not None  # a bank has rows
         return tiles.rescore(*best)
-
-
-def _is_on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
 
 
 def _merge(
@@ -131,7 +128,7 @@ class _Tiles:
     def __init__(self, query: Tensor, candidates: Candidates) -> None:
         self.query, self.query_t, self.candidates = query, query.T.contiguous(), candidates
         self.bias, self.halves = None, None
-        if not _is_on_cpu(query):
+        if not _engine.on_cpu(query):
             return
         rows, pairs, ids, query_ids = candidates[1:5]
         if rows is not None:  # 0 or -inf, (M, 1)
@@ -149,7 +146,7 @@ class _Tiles:
             if not self.candidates.normalized:  # what is excluded may hold inf or NaN
                 rows = rows.masked_fill(self.bias[span] < 0, 0.0)
             torch.addmm(self.bias[span], rows, self.query_t, out=out)
-        if _is_on_cpu(out):
+        if _engine.on_cpu(out):
             self._exclude_on_cpu(span, out)
         elif (dropped := self.candidates.dropped(span)) is not None:
             out.masked_fill_(dropped.T, -torch.inf)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
-from iivcl.augment._arguments import check_channels, check_video
+from iivcl.augment._arguments import check_channels, check_statistics, check_video
 from iivcl.augment._engine import execute
 
 __all__ = [
@@ -68,12 +68,7 @@ def normalize(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> 
         >>> normalize(video, mean=[0.5], std=[0.25]).flatten()
         tensor([-2.,  0.,  2.])
     """
-    check_video(video)
-    if not len(mean) == len(std) == video.shape[1]:
-        raise ValueError(
-            f"`mean` and `std` must have one number for each of the {video.shape[1]} channels of "
-            f"`video`; got {len(mean)} and {len(std)}"
-        )
+    check_statistics(video, mean, std)
     if min(std, default=1.0) <= 0:
         raise ValueError(f"`std` must be above 0; got {tuple(std)}")
     return execute((ops.Normalize(tuple(mean), tuple(std)),), video)

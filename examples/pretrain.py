@@ -1,0 +1,527 @@
+"""Pretrain a video encoder: from a folder of videos to an encoder, on one GPU or on many.
+
+    python examples/pretrain.py --data my_videos/ --out run/
+    python examples/pretrain.py --data my_videos/ --out run/ --resume auto   # after it was stopped
+    torchrun --nproc-per-node 8 examples/pretrain.py --data shards/ --out run/ --preset paper
+    sbatch examples/pretrain.sbatch --data shards/ --out run/ --preset paper
+
+This file is the settings, the methods and the loop: read it from top to bottom, copy it, change it.
+What lets a stopped run go on stands in `_resume.py` (data, checkpoints, signals), and what is seen
+of a run in `_watch.py` (numbers, pictures, health); both are copied with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from _resume import (
+    CheckpointError,
+    Data,
+    Run,
+    Signals,
+    begin_folder,
+    need,
+    publish_encoder,
+    refusing,
+    resume,
+    save,
+    say,
+    seed_rank,
+)
+from _watch import (
+    Log,
+    Trouble,
+    check_finite,
+    check_spread,
+    contact_sheet,
+    describe,
+    knn_accuracy,
+    look_up,
+)
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from iivcl import IIVCLLoss, MoCoQueue, NNSupportQueue, augment, backbones
+from iivcl.data import DecodeError
+from iivcl.distributed import all_gather_cat, batch_shuffle, batch_unshuffle, rank, world_size
+from iivcl.losses import multi_positive_info_nce
+from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
+
+TO_BE_CONTINUED = 75  # exit status of a run that was told to stop and has saved: start it again
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {  # a GPU or a few, some thousand videos
+        "backbone": "r2plus1d_18", "frames": 16, "stride": 2.0, "size": 112, "batch_size": 64,
+        "queue_size": 16_384, "epochs": 100, "warmup_epochs": 10,
+    },
+    "paper": {  # rho-MoCo, arXiv 2104.14558: Kinetics-400 on 64 GPUs
+        "backbone": "slow_r50", "frames": 8, "stride": 8.0, "size": 224, "batch_size": 512,
+        "queue_size": 65_536, "epochs": 200, "warmup_epochs": 35, "precision": "bfloat16",
+    },
+}  # fmt: skip
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", default="small", choices=tuple(PRESETS))
+    preset = PRESETS[first.parse_known_args(argv)[0].preset]
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --data DATA --out OUT [options]",
+        description=__doc__,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
+    )
+
+    def add(option: str, default: Any, text: str, **how: Any) -> None:
+        name = option[2:].replace("-", "_")
+        if name in preset:
+            default, text = preset[name], f"{text} (of the preset)"
+        shown = "" if default is None or default is False else f": {default}"
+        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
+        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
+
+    parser.add_argument("--data", type=Path, required=True, help="folder, manifest or tar shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add("--resume", None, "go on from the newest whole checkpoint in --out", choices=("auto",))
+    add("--method", "iivcl", "loss", choices=tuple(METHODS))
+    add("--preset", "small", "encoder, size of clips, length", choices=tuple(PRESETS))
+    add("--frames", None, "per clip", type=int)
+    add("--stride", None, "frames from one to the next", type=float)
+    add("--clips", 2, "per video (rho)", type=int)
+    add("--size", None, "pixels of a clip", type=int)
+    add("--backbone", None, "name in iivcl.backbones, or my_module:my_function")
+    add("--init", None, "weights of the backbone to begin with", type=Path)
+    add("--dim", 128, "of the embedding", type=int)
+    add("--batch-norm", None, "default: sync on GPUs", choices=("local", "shuffle", "sync"))
+    add("--queue-size", None, "rows, over all ranks", type=int)
+    add("--queue", "gather", "what ranks hold of it", choices=("gather", "shard", "local"))
+    add("--negatives", "queue", "where from", choices=("queue", "queue+batch"))
+    add("--temperature", 0.1, "of the loss", type=float)
+    add("--form", "out", "several positives", choices=("out", "in", "per_positive"))
+    add("--momentum", 0.994, "of the key encoder, rising to 1", type=float)
+    add("--neighbors", 5, "positives of other videos", type=int)
+    add("--inter-weight", 1.0, "of their term", type=float)
+    add("--inter-start", 0.4, "share of the steps without it", type=float)
+    add("--batch-size", None, "videos per step, over all ranks", type=int)
+    add("--accumulate", 1, "parts that a step is computed in", type=int)
+    add("--epochs", None, "length of the run", type=int)
+    add("--warmup-epochs", None, "in which the learning rate rises", type=int)
+    add("--optimizer", "sgd", "with momentum, or", choices=("sgd", "adamw"))
+    add("--lr", None, "default: 0.4 (AdamW 0.001) x batch size / 512", type=float)
+    add("--weight-decay", 1e-4, "not of norms and biases", type=float)
+    precisions, layouts = ("float32", "bfloat16", "float16"), ("channels_last_3d", "contiguous")
+    add("--precision", "float32", "of the encoders", choices=precisions)
+    add("--memory-format", "channels_last_3d", "of clips and weights", choices=layouts)
+    add("--compile", False, "compile the encoders and the colours", action="store_true")
+    add("--fsdp", False, "shard the encoders over the ranks, torch >= 2.6", action="store_true")
+    add("--workers", 4, "processes that read videos, per rank", type=int)
+    choices = ("raise", "substitute", "skip")
+    add("--on-error", "substitute", "a video that cannot be read", choices=choices)
+    add("--seed", 0, "of all that is drawn", type=int)
+    add("--log-every", 10, "steps", type=int)
+    add("--save-every", None, "steps; default: once an epoch", type=int)
+    add("--keep", 3, "checkpoints", type=int)
+    add("--knn-every", 10, "epochs, where labels exist; 0 for never", type=int)
+    add("--collapse-std", None, "stop below it after warm-up; 0.1 / sqrt(dim)", type=float)
+    return parser.parse_args(argv)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fill in what follows from other settings, and refuse what does not go together."""
+    ranks, gpu = world_size(), torch.cuda.is_available()
+    has_key_encoder = args.method in HAS_KEY_ENCODER
+    if args.method == "rho-moco":
+        args.neighbors = 0
+    if args.lr is None:
+        args.lr = (0.4 if args.optimizer == "sgd" else 1e-3) * args.batch_size / 512
+    if args.collapse_std is None:
+        args.collapse_std = 0.1 / math.sqrt(args.dim)
+    if args.batch_norm is None:
+        # Shuffling sends every clip to every rank: on many it costs more than the step.
+        args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
+    for name in ("frames", "stride", "size", "dim", "queue_size", "batch_size", "accumulate",
+                 "epochs", "log_every", "keep"):  # fmt: skip
+        option = "--" + name.replace("_", "-")
+        need(getattr(args, name) > 0, f"{option} must be above 0; got {getattr(args, name)}")
+    need(args.clips >= 2, f"--clips must be at least 2; got {args.clips}")
+    parts = ranks * args.accumulate
+    need(
+        args.batch_size % parts == 0,
+        f"--batch-size {args.batch_size} cannot be divided into "
+        f"{parts} equal parts ({ranks} ranks x --accumulate {args.accumulate})",
+    )
+    need(
+        args.queue != "shard" or args.queue_size % ranks == 0,
+        f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks",
+    )
+    need(
+        args.neighbors <= args.queue_size,
+        f"--neighbors {args.neighbors} are more than --queue-size {args.queue_size}",
+    )
+    need(
+        args.method != "nnclr" or args.queue != "shard",
+        "--method nnclr takes neighbours out of the queue of its own rank: use --queue gather",
+    )
+    need(
+        args.batch_norm != "shuffle" or has_key_encoder,
+        f"--method {args.method} has no key "
+        "encoder whose batch could be shuffled: use --batch-norm sync or local",
+    )
+    need(args.batch_norm != "sync" or gpu, "--batch-norm sync works on GPUs only")
+    need(
+        args.on_error != "skip" or ranks == 1,
+        "--on-error skip makes batches unequal, and ranks need equal ones: use substitute",
+    )
+    need(not args.fsdp or args.precision != "float16", "--fsdp scales no loss: use bfloat16")
+    need(
+        0 <= args.warmup_epochs < args.epochs,
+        f"--warmup-epochs {args.warmup_epochs} must be below --epochs {args.epochs}",
+    )
+
+
+# Methods: each makes a loss, and keys for the queue, of B videos of V clips.
+
+
+class Encoder(nn.Module):
+    """Backbone and projection head, and for NNCLR a prediction head."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__()
+        if ":" in args.backbone:
+            module, function = args.backbone.split(":")
+            self.backbone = getattr(importlib.import_module(module), function)()
+        else:
+            need(args.backbone in backbones.__all__, f"--backbone {args.backbone} is not in "
+                 "iivcl.backbones; a function of your own is my_module:my_function")  # fmt: skip
+            self.backbone = getattr(backbones, args.backbone)()
+        if args.init is not None:
+            with refusing(ValueError, OSError):
+                report = backbones.load_weights(self.backbone, args.init)
+            say(f"weights of {args.init}; not used: {len(report.unused)} tensors")
+        width = self.backbone.feature_dim
+        self.head = backbones.ProjectionHead(width, width, args.dim)
+        nnclr = args.method == "nnclr"
+        self.predictor = backbones.PredictionHead(args.dim, 4 * args.dim) if nnclr else None
+
+    def forward(self, clips: Tensor, *, head: bool = True) -> Any:
+        """Map (N, C, T, H, W) to embeddings (N, D), or without the head to (N, feature_dim)."""
+        features = self.backbone(clips)  # (N, feature_dim)
+        if not head:
+            return features
+        z = self.head(features)  # (N, D)
+        return z if self.predictor is None else (z, self.predictor(z))
+
+
+class Output(NamedTuple):
+    """What a method gives."""
+
+    terms: dict[str, Tensor]  # "loss", whose gradient is taken, and its parts
+    query: Tensor  # (B, V, D), trained
+    key: Tensor  # (B, V, D), for the queue
+
+
+def momentum_contrast(
+    views: Tensor, ids: Tensor, run: Run, inter_weight: float, args: argparse.Namespace
+) -> Output:
+    """Contrast a clip with momentum keys: rho-MoCo, and with neighbours as positives IIVCL."""
+    query = unit(run.encoder(views), args)  # (B, V, D)
+    with torch.no_grad():
+        if args.batch_norm == "shuffle":  # keys are normalised in other company
+            shuffled, permutation = batch_shuffle(views)
+            key = batch_unshuffle(run.key_encoder(shuffled), permutation)
+        else:
+            key = run.key_encoder(views)
+        key = unit(key, args)  # (B, V, D)
+    criterion = IIVCLLoss(
+        num_neighbors=args.neighbors, temperature=args.temperature, form=args.form,
+        batch_negatives=args.negatives == "queue+batch",
+    )  # fmt: skip
+    outs = []
+    for i in range(args.clips):
+        others = torch.cat([key[:, :i], key[:, i + 1 :]], dim=1)  # (B, V - 1, D)
+        outs.append(criterion(query[:, i], others, run.queue, ids=ids))
+    intra = torch.stack([out.intra for out in outs]).mean()
+    inter = torch.stack([out.inter for out in outs]).mean()
+    terms = {"loss": intra + inter_weight * inter, "intra": intra, "inter": inter}
+    return Output(terms, query, key)
+
+
+def batch_contrast(
+    views: Tensor, ids: Tensor, run: Run, inter_weight: float, args: argparse.Namespace
+) -> Output:
+    """Contrast a clip with all others of the batch of all ranks: SimCLR, arXiv 2002.05709."""
+    query = unit(run.encoder(views), args)  # (B, V, D)
+    own, own_ids = query.flatten(0, 1), ids.repeat_interleave(args.clips)  # (N, D) and (N,)
+    everyone, all_ids = all_gather_cat(own), all_gather_cat(own_ids)  # (M, D) and (M,)
+    row, column = places(own, everyone)
+    positive = (row // args.clips == column // args.clips) & (row != column)  # (N, M)
+    ignored = (own_ids[:, None] == all_ids) & ~positive  # itself, and videos of its group
+    loss = multi_positive_info_nce(
+        own, everyone, positive, ignore_mask=ignored, temperature=args.temperature, form=args.form
+    )
+    return Output({"loss": loss}, query, query.detach())  # the queue is for watching alone
+
+
+def neighbor_contrast(
+    views: Tensor, ids: Tensor, run: Run, inter_weight: float, args: argparse.Namespace
+) -> Output:
+    """Predict from a clip the nearest neighbour of another: NNCLR, arXiv 2104.14548."""
+    query, prediction = (unit(x, args) for x in run.encoder(views))  # (B, V, D)
+    key, all_ids = query.detach(), all_gather_cat(ids)
+    row, column = places(ids, all_ids)
+    positive = row == column  # (B, M)
+    ignored = (ids[:, None] == all_ids) & ~positive
+    losses = []
+    for i, j in itertools.permutations(range(args.clips), 2):
+        found = run.queue.nearest(key[:, i], ids=ids)
+        neighbor = torch.where(found.valid, run.queue.keys[found.indices[:, 0]], key[:, i])
+        loss = multi_positive_info_nce(
+            prediction[:, j], all_gather_cat(neighbor), positive, ignore_mask=ignored,
+            temperature=args.temperature, form=args.form,
+        )  # fmt: skip
+        losses.append(loss)
+    return Output({"loss": torch.stack(losses).mean()}, query, key)
+
+
+HAS_KEY_ENCODER = ("iivcl", "rho-moco")
+METHODS = {
+    "iivcl": momentum_contrast,
+    "rho-moco": momentum_contrast,  # with no neighbours
+    "simclr": batch_contrast,
+    "nnclr": neighbor_contrast,
+}
+
+
+def unit(embeddings: Tensor, args: argparse.Namespace) -> Tensor:
+    """Normalise (B * V, D) in float32 and give every video a row: (B, V, D)."""
+    return F.normalize(embeddings.float(), dim=1).unflatten(0, (-1, args.clips))
+
+
+def places(own: Tensor, everyone: Tensor) -> tuple[Tensor, Tensor]:
+    """Number this rank's rows among those of all, (N, 1), and those of all, (1, M)."""
+    column = torch.arange(len(everyone), device=own.device)
+    return column[rank() * len(own) :][: len(own), None], column[None]
+
+
+# The run.
+
+
+def build(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> Run:
+    """Make everything that changes, as it is at step 0."""
+    torch.manual_seed(args.seed)  # the same weights on all ranks
+    encoder: nn.Module = Encoder(args).to(device, memory_format=layout(args))
+    if args.batch_norm == "sync":
+        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+    key_encoder = momentum_copy(encoder) if args.method in HAS_KEY_ENCODER else None
+    for module in filter(None, (encoder, key_encoder)):
+        if args.fsdp:
+            shard(module, device)
+        if args.compile:
+            module.compile()  # in place: no name changes
+    decayed, others = (
+        [p for p in encoder.parameters() if (p.ndim > 1) == d] for d in (True, False)
+    )
+    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others}]
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
+        if args.optimizer == "sgd"
+        else torch.optim.AdamW(groups, args.lr, weight_decay=0.0)
+    )
+    if world_size() > 1 and not args.fsdp:
+        encoder = DistributedDataParallel(encoder)
+    rows = args.queue_size // (world_size() if args.queue == "shard" else 1)
+    seed_rank(args.seed, step=0)  # ranks augment differently
+    return Run(
+        encoder=encoder,
+        key_encoder=key_encoder,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=args.precision == "float16"),
+        queue=NNSupportQueue(rows, args.dim, distributed=args.queue).to(device),
+        videos=MoCoQueue(rows, 1, distributed=args.queue).to(device),
+        labels=MoCoQueue(rows, 1, distributed=args.queue).to(device),
+        device=device,
+        hosts=hosts,
+        seed=args.seed,
+    )
+
+
+def layout(args: argparse.Namespace) -> torch.memory_format:
+    last = args.memory_format == "channels_last_3d" and not args.fsdp  # which shards rows only
+    return torch.channels_last_3d if last else torch.contiguous_format
+
+
+def shard(encoder: nn.Module, device: torch.device) -> None:
+    """Shard every block of the backbone on its own, and what is left together."""
+    need(hasattr(dist.fsdp, "fully_shard"), f"--fsdp needs torch >= 2.6; got {torch.__version__}")
+    mesh = dist.device_mesh.init_device_mesh(device.type, (world_size(),))
+    # Resharded at once, also the root: between two passes every parameter is this rank's part.
+    shard_one = partial(dist.fsdp.fully_shard, mesh=mesh, reshard_after_forward=True)
+
+    def shard_blocks(parent: nn.Module) -> None:
+        for child in parent.children():
+            is_list, in_list = (
+                isinstance(m, (nn.Sequential, nn.ModuleList)) for m in (child, parent)
+            )
+            if in_list and not is_list and list(child.parameters()):
+                shard_one(child)
+            else:
+                shard_blocks(child)
+
+    shard_blocks(encoder.backbone)
+    shard_one(encoder)
+
+
+@contextmanager
+def averaging(encoder: nn.Module, now: bool) -> Iterator[None]:
+    """Average gradients over the ranks in this backward pass, or only add them up on each."""
+    if isinstance(encoder, DistributedDataParallel) and not now:
+        with encoder.no_sync():
+            yield
+        return
+    if hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
+        encoder.set_requires_gradient_sync(now)
+    yield
+
+
+def learning_rate(step: int, warmup: int, total: int, peak: float) -> float:
+    """Rise in a line over the warm-up, then fall along half a cosine."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+def is_due(now: int, every: int, last: int) -> bool:
+    return every > 0 and (now % every == 0 or now == last)
+
+
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    """What must be known to use the encoder."""
+    names = ("method", "backbone", "frames", "stride", "size")
+    return {name: getattr(args, name) for name in names}
+
+
+def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> int:
+    settle(args)
+    signals, data = Signals(), Data(args)
+    begin_folder(args, data.files, hosts)
+    run = build(args, device, hosts)
+    total, warmup = args.epochs * data.steps, args.warmup_epochs * data.steps
+    source = resume(run, args.out / "checkpoints") if args.resume else None
+    need(
+        not data.is_tar or run.ranks == world_size() or run.step % data.steps == 0,
+        f"{source} is within an epoch, whose shards are dealt to {run.ranks} ranks: resume with as "
+        f"many; got {world_size()}",
+    )
+    say(f"{data.num_videos} videos, {data.steps} steps an epoch; "
+        f"{data.num_videos % args.batch_size} videos are left out of each")  # fmt: skip
+    say(f"going on from {source}" if source else "beginning at step 0")
+    log = Log(args.out, run.step, clips_per_step=args.batch_size * args.clips)
+
+    colours = augment.rho_moco(args.size)[2:]
+    apply = torch.compile(colours.apply, fullgraph=True) if args.compile else colours.apply
+    half = args.precision != "float32"
+    autocast = torch.autocast(device.type, getattr(torch, args.precision) if half else None, half)
+    recent: list[tuple[int, Tensor, Tensor]] = []  # steps since the last check: loss and videos
+    bar = tqdm(initial=run.step, total=total, disable=rank() > 0, unit="step",
+               mininterval=0.5 if sys.stderr.isatty() else 30)  # fmt: skip
+
+    while run.step < total:
+        epoch, first = divmod(run.step, data.steps)
+        for parts, waited in data.steps_from(epoch, first):
+            log.waited(waited)
+            rate = learning_rate(run.step, warmup, total, args.lr)
+            momentum = cosine_momentum(run.step, total, base=args.momentum)
+            inter_weight = args.inter_weight * (run.step >= args.inter_start * total)
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate
+            if run.key_encoder is not None:
+                momentum_update_(run.key_encoder, run.encoder, momentum)
+            keys, rows, losses = [], [], []
+            for number, part in enumerate(parts, start=1):
+                clips, videos, labels, *group_ids = (x.to(device, non_blocking=True) for x in part)
+                ids = group_ids[0] if group_ids else videos  # (B,)
+                clips = clips.flatten(0, 1)  # (B * V, C, T, H, W) uint8
+                views = apply(clips, colours.make_params(clips))
+                views = views.contiguous(memory_format=layout(args))
+                with averaging(run.encoder, now=number == len(parts)):
+                    with autocast:
+                        out = METHODS[args.method](views, ids, run, inter_weight, args)
+                    run.scaler.scale(out.terms["loss"] / len(parts)).backward()
+                keys.append(out.key.flatten(0, 1))
+                rows.append(torch.stack([ids, videos, labels]).repeat_interleave(args.clips, 1))
+                losses.append(out.terms["loss"].detach())
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            run.optimizer.zero_grad()
+            run.step += 1
+            recent.append((run.step, torch.stack(losses).mean(), torch.cat([p[1] for p in parts])))
+
+            stops = signals.seen_by_any(hosts)
+            ends_epoch = run.step % data.steps == 0
+            saves = stops or is_due(run.step, args.save_every or data.steps, total)
+            looks = ends_epoch or is_due(run.step, args.log_every, total)
+            if looks or saves:  # before the queue has the keys of this step
+                check_finite(run, recent, data.set.path)
+                found = look_up(run, out.key[:, 0], ids)
+                terms = {**out.terms, "loss": recent[-1][1]}
+                line = describe(run, terms, out.query, found, ids, labels)
+                if run.step > warmup:
+                    check_spread(recent, data.set.path, line["embedding_std"], args.collapse_std)
+                recent.clear()
+                line |= {"learning_rate": rate, "momentum": momentum, "inter_weight": inter_weight}
+            sheet = contact_sheet(run, videos, found, data) if ends_epoch else None
+            run.enqueue(torch.cat(keys), *torch.cat(rows, dim=1))
+
+            if ends_epoch and is_due(epoch + 1, args.knn_every, args.epochs):
+                line |= knn_accuracy(run, data, args)
+            if looks:
+                log.write(run.step, {"epoch": run.step / data.steps, **line}, sheet)
+                bar.set_postfix(log.shown)
+            bar.update()
+            if saves:
+                save(run, args.out / "checkpoints", keep=args.keep, about=about(args))
+            if stops and run.step < total:
+                bar.close()
+                log.close()
+                say(f"stopped at step {run.step} of {total}; --resume auto goes on")
+                return TO_BE_CONTINUED
+    bar.close()
+    log.close()
+    publish_encoder(args.out, hosts)
+    say(f"finished: {args.out / 'encoder.pt'}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("nccl" if gpu else "gloo", **alone)
+    try:
+        status = train(args, device, dist.new_group(backend="gloo"))
+    except (CheckpointError, Trouble, DecodeError, OSError) as error:
+        print(f"rank {rank()}: {str(error).strip()}", file=sys.stderr, flush=True)
+        return 1
+    dist.destroy_process_group()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

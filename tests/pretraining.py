@@ -1,0 +1,138 @@
+"""What the tests of `examples/pretrain.py` share: short runs within this process or on ranks."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import signal
+import sys
+import tarfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.distributed.fsdp
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = [
+    "--frames=4", "--stride=1", "--size=32", "--backbone=tiny_encoder:with_norm", "--dim=8",
+    "--batch-size=4", "--queue-size=24", "--epochs=2", "--warmup-epochs=0", "--log-every=1",
+    "--workers=0", "--collapse-std=0", "--lr=0.05", "--momentum=0.9", "--knn-every=0",
+]  # fmt: skip
+SHARDS_WEIGHTS = hasattr(torch.distributed.fsdp, "fully_shard")  # from torch 2.6 on
+SPEED = {"clips_per_second", "data_wait"}  # numbers of the log that no two runs share
+
+
+def load(name: str = "pretrain") -> ModuleType:
+    """Import an example as if it were started from its folder."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.insert(0, str(EXAMPLES))
+    return importlib.import_module(name)
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pretrain(data: Path, out: Path, *options: str, stop: int | None = None) -> int:
+    """Run the example in this process; ``stop`` is the step at which it is told to stop.
+
+    Without a process group it joins one of its own, as it does when it is started alone.
+    """
+    module, resume = load(), load("_resume")
+    args = [f"--data={data}", f"--out={out}", *SMALL, *options]
+    steps = 0
+
+    class Told(resume.Signals):  # type: ignore[misc, name-defined]
+        def seen_by_any(self, hosts: Any) -> bool:
+            nonlocal steps
+            steps += 1
+            self.seen = self.seen or steps == stop
+            return bool(super().seen_by_any(hosts))
+
+    original = module.Signals
+    module.Signals = Told
+    group_is_mine = not dist.is_initialized()
+    try:
+        with kept_signals():
+            if group_is_mine:
+                return int(module.main(args))
+            settings = module.parse_args(args)
+            return int(module.train(settings, torch.device("cpu"), dist.group.WORLD))
+    finally:
+        module.Signals = original
+        if group_is_mine and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def on_ranks(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[int | str]:
+    """Run several (data, out, options, stop) one after the other; what went wrong is returned."""
+    results: list[int | str] = []
+    for data, out, options, stop in jobs:
+        try:
+            results.append(pretrain(data, out, *options, stop=stop))
+        except (SystemExit, Exception) as error:
+            results.append(f"{type(error).__name__}: {error}")
+    return results
+
+
+def write_shards(videos: Path, folder: Path) -> Path:
+    """Put the videos into two shards, each with its class beside it: 0 or 1."""
+    folder.mkdir()
+    paths = sorted(videos.glob("*/*.mp4"))
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for number, path in enumerate(paths[shard::2]):
+                archive.add(path, f"{number:06d}.mp4")
+                label = str(int(path.parent.name == "up_down")).encode()
+                member = tarfile.TarInfo(f"{number:06d}.cls")
+                member.size = len(label)
+                archive.addfile(member, io.BytesIO(label))
+    return folder
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def timeless(out: Path) -> list[dict[str, Any]]:
+    """The log without what depends on the speed of the machine."""
+    return [{k: v for k, v in line.items() if k not in SPEED} for line in log(out)]
+
+
+def tensors(out: Path, step: int | None = None) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint, by its full name; of the last one by default."""
+    folder = out / "checkpoints"
+    path = max(folder.glob("step-*[0-9]")) if step is None else folder / f"step-{step:08d}"
+    entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        dcp.load(state, checkpoint_id=path)
+    return state
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    """The logs and the last checkpoints agree, bit for bit."""
+    assert timeless(out) == timeless(other)
+    mine, theirs = tensors(out), tensors(other)
+    assert mine.keys() == theirs.keys()
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert different == []

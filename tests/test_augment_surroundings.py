@@ -1,0 +1,82 @@
+"""What the program around it does must not matter: default device and dtype, autocast, inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from test_augment_derivatives import FUNCTIONS
+from torch import Tensor
+
+from iivcl import augment
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "a default device": lambda: torch.device("meta"),
+    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "inference mode": torch.inference_mode,
+}
+TRANSFORMS: dict[str, Callable[[], augment.Transform[Any]]] = {
+    "rho_moco": lambda: augment.rho_moco(20),
+    "moco_v2": lambda: augment.moco_v2(20),
+    "evaluation": lambda: augment.evaluation(16),
+    "RandAugment": lambda: augment.RandAugment(),
+    "RandomSolarize": lambda: augment.RandomSolarize(0.3, p=0.7),
+}
+
+
+@pytest.mark.parametrize("around", SURROUNDINGS)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms(name: str, around: str) -> None:
+    video = torch.randint(0, 256, (4, 3, 2, 24, 26), dtype=torch.uint8)
+    expected = TRANSFORMS[name]()(video, generator=torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    with SURROUNDINGS[around]():
+        out = TRANSFORMS[name]()(video, generator=generator)
+    assert out.device.type == "cpu"
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("around", SURROUNDINGS)
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name: str, with_gradient: bool, around: str) -> None:
+    video = torch.rand(2, 3, 1, 8, 7, dtype=torch.float64, requires_grad=with_gradient)
+    expected = FUNCTIONS[name](video)
+    with SURROUNDINGS[around]():
+        clone: Tensor = FUNCTIONS[name](video)
+    assert clone.device.type == "cpu"
+    assert torch.equal(clone, expected)
+
+
+def test_numbers_drawn_in_inference_mode_serve_outside_of_it() -> None:
+    video = torch.rand(3, 3, 2, 24, 26)
+    with torch.inference_mode():
+        params = augment.rho_moco(12).make_params(video)
+    video.requires_grad_()
+    augment.rho_moco(12).apply(video, params).sum().backward()
+    assert video.grad is not None
+    augment.rho_moco(12)(video).sum().backward()
+
+
+def test_params_are_those_of_the_video_whatever_device_drew_them() -> None:
+    """Fake devices would need one each; the meta device stands for one that the host waits for."""
+    video = torch.zeros(3, 3, 2, 24, 26, dtype=torch.uint8)
+    preset = augment.rho_moco(12)
+    on_device = preset.make_params(video.to("meta"), torch.Generator())
+    assert {t.device.type for t in augment._program.tensors_of(on_device)} == {"meta"}
+    assert preset.apply(video.to("meta"), preset.make_params(video)).device.type == "meta"
