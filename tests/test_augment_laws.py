@@ -336,6 +336,7 @@ def test_drawing_is_one_call_and_few_operations(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_a_compiled_preset_is_at_most_twelve_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Inductor schedules them on the CPU; for a GPU it joins some more."""
     from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
