@@ -163,5 +163,23 @@ def _is_at_hand(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and not torch._C._are_functorch_transforms_active()
 
 
+def normalize_alike(*tensors: Tensor, at_least: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """Normalise rows in the widest dtype of all, at least float32."""
+    dtype = torch.promote_types(at_least, torch.float32)
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(unit_rows(tensor.to(dtype)) for tensor in tensors)
+
+
+def as_several(query: Tensor, positives: Tensor, name: str) -> Tensor:
+    """Check positives (B, D) or (B, P, D) and return them as (B, P, D)."""
+    batch, dim = (query.shape[0], "query"), (query.shape[1], "query")
+    if isinstance(positives, Tensor) and positives.ndim == 3:
+        check_embeddings(name, positives, "B P D", B=batch, D=dim)
+        return positives
+    check_embeddings(name, positives, "B D", B=batch, D=dim)
+    return positives[:, None]
+
+
 def _join(axes: list[str]) -> str:
     return ", ".join(axes) + ("," if len(axes) == 1 else "")

@@ -11,7 +11,7 @@ from operations import count
 from torch import nn
 
 from iivcl import IIVCLLoss, NNSupportQueue, _engine
-from iivcl.momentum import momentum_update_
+from iivcl.momentum import momentum_copy, momentum_update_
 from iivcl.queues import exact_topk
 
 BATCH, ROWS, DIM = 64, 4096, 16
@@ -29,7 +29,8 @@ def operations() -> dict[str, Callable[[], object]]:
     queue.enqueue(torch.randn(ROWS, DIM), torch.arange(ROWS) // 8)
     key = F.normalize(torch.randn(BATCH, DIM), dim=1)
     query, criterion = key.clone().requires_grad_(), IIVCLLoss()
-    encoder, key_encoder = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+    encoder = nn.Linear(DIM, DIM)
+    key_encoder = momentum_copy(encoder)
     return {
         "exact_topk": lambda: exact_topk(key, queue.keys, 5),
         "nearest, ids": lambda: queue.nearest(key, 5, ids=ids),

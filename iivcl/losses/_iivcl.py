@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from iivcl._candidates import ChunkSize, check_chunk_size
 from iivcl._checks import (
+    as_several,
     check_at_least,
     check_choice,
     check_mask,
     check_same_device,
     check_shape,
     check_temperature,
+    normalize_alike,
 )
 from iivcl._precision import without_autocast
 from iivcl.losses._forms import FORMS, Form, Held, log_add_exp, row_losses
-from iivcl.losses._info_nce import as_several, normalize_alike
 from iivcl.queues import MoCoQueue, Neighbors, NNSupportQueue
 
 __all__ = ["IIVCLLoss", "IIVCLOutput"]

@@ -158,14 +158,9 @@ class MoCoQueue(nn.Module):
         self.step.add_(1)
 
     def candidates(self, ids: Tensor | None = None, *, min_age: int = 0) -> Candidates:
-        """Describe the rows of this rank that queries may be compared with, for a loss of your own.
+        """Describe this rank's rows that were written ``min_age`` calls ago or before.
 
-        Args:
-            ids: (B,) integer ids of the queries; rows of the same id do not count.
-            min_age: Least number of enqueue calls since a row was written.
-
-        Returns:
-            The keys, which of them were written, and their ids.
+        Rows of the same id as the query's, of ``ids`` (B,), do not count for it.
 
         Example:
             >>> import torch
@@ -207,8 +202,8 @@ class MoCoQueue(nn.Module):
     def assert_synced(self) -> None:
         """Raise when the ranks' queues differ where they should be the same.
 
-        Compares one checksum of the state per rank: a collective of a few numbers, and a wait for
-        the device. Only ``"gather"`` queues can be out of step.
+        Compares one checksum per rank: a collective, and a wait for the device. Only ``"gather"``
+        queues can be out of step.
 
         Raises:
             RuntimeError: The queues of two ranks differ.
