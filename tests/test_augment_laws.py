@@ -314,6 +314,7 @@ def test_batches_of_all_sizes_share_two_compiled_graphs() -> None:
     assert graphs.frame_count == 2
 
 
+@pytest.mark.slow
 def test_inductor_computes_the_colours_of_a_preset() -> None:
     colours = augment.rho_moco(20)[2:]
     video = make_video(6, 3, 2, 20, 20)
@@ -383,8 +384,11 @@ def test_the_result_has_the_dtype_and_layout_that_the_encoder_wants(
         video.requires_grad_()
     other = Compose(*preset[:-1], last)
     assert repr(eval(repr(last), {"torch": torch, "Normalize": Normalize})) == repr(last)
-    torch._dynamo.reset()
-    for apply in (other.apply, torch.compile(other.apply, fullgraph=True, backend="aot_eager")):
+    applies = [other.apply]
+    if wanted == torch.bfloat16 and not with_gradient:  # what one compiles for
+        torch._dynamo.reset()
+        applies.append(torch.compile(other.apply, fullgraph=True, backend="aot_eager"))
+    for apply in applies:
         out = apply(video, params)
         assert out.dtype == expected.dtype
         assert out.is_contiguous(memory_format=layout)
