@@ -103,6 +103,12 @@ def test_table_pairs_by_fold_and_seed_with_the_t_interval(evidence: ModuleType) 
     assert "| +0.200 [-0.048, +0.448] | +0.200 [-0.048, +0.448] | 3 |" in line
 
 
+def test_quantiles_are_those_of_a_printed_table(evidence: ModuleType) -> None:
+    printed = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 14: 2.145, 30: 2.042}
+    for freedom, value in printed.items():
+        assert evidence.t_quantile(freedom) == pytest.approx(value, abs=5e-4)
+
+
 def test_an_arm_stops_when_its_interval_lies_below_zero(evidence: ModuleType) -> None:
     cells = [cell("intra", fold, 0.5) for fold in range(3)]
     cells += [cell("plain", fold, recall) for fold, recall in enumerate((0.30, 0.31, 0.32))]
