@@ -34,6 +34,24 @@ def settings(kind: str) -> Any:
     return MINIMAL["SHAPES" if kind == "shapes" else "REAL"]
 
 
+def describe(kind: str) -> dict[str, Any]:
+    """List what all cells of a table must have in common, ready for JSON."""
+    setting = settings(kind)
+    return {
+        "frames": FRAMES,
+        "stride": setting.stride * 16 // FRAMES,
+        "size": SIZE,
+        "scale": list(setting.scale),
+        "colour": setting.colour,
+        "learning_rate": setting.learning_rate,
+        "batch": BATCH,
+        "dim": DIM,
+        "queue": QUEUE_SIZE,
+        "temperature": TEMPERATURE,
+        "clips": CLIPS,
+    }
+
+
 def clips_of(video: Tensor, starts: Callable[..., Tensor], stride: float, **how: Any) -> Tensor:
     """Cut clips out of a video, (V, 3, FRAMES, H, W)."""
     length, clip = video.shape[1], {"num_frames": FRAMES, "stride": stride}
@@ -77,7 +95,8 @@ def run_cell(
     features: nn.Module = {
         "raw-pixels": Pixels("values"), "frame-differences": Pixels("changes")
     }.get(method, nn.Sequential(NORMALIZE, encoder))  # fmt: skip
-    return {"results": evaluate(features, videos, *split, device=device), "curves": curves}
+    results = evaluate(features, videos, *split, device=device)
+    return {"setting": describe(videos.kind), "results": results, "curves": curves}
 
 
 def train(

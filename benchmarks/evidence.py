@@ -20,6 +20,7 @@ import json
 import statistics
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,8 +78,8 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def claim(path: Path) -> Iterator[bool]:
-    """Hold a lock beside ``path``, which ends with this process; False when another holds it."""
-    lock = path.with_name(f".{path.name}.lock")
+    """Hold a lock of ``path``, which ends with this process; False when another holds it."""
+    lock = Path(tempfile.gettempdir()) / f"iivcl-{zlib.crc32(str(path.resolve()).encode())}.lock"
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,10 +92,6 @@ def claim(path: Path) -> Iterator[bool]:
             lock.unlink(missing_ok=True)
 
 
-class OutOfTime(Exception):
-    """The minutes of this call are over."""
-
-
 def run_cells(
     cells: Sequence[Cell],
     folder: Path,
@@ -105,13 +102,12 @@ def run_cells(
 ) -> int:
     """Run the cells that are not there until the time is over; return how many were run."""
     folder.mkdir(parents=True, exist_ok=True)
-    deadline, longest = time.monotonic() + 60 * minutes, 0.0
+    deadline, longest, done = time.monotonic() + 60 * minutes, 0.0, 0
     loaded: dict[str, Videos] = {}
-    done = 0
 
     def check() -> None:
         if time.monotonic() > deadline:
-            raise OutOfTime
+            raise TimeoutError
 
     for cell in cells:
         path = folder / f"{cell.name}.json"
@@ -124,14 +120,13 @@ def run_cells(
                 continue
             if cell.set not in loaded:
                 loaded[cell.set] = load_set(cell.set)
-            started, computed = time.monotonic(), time.process_time()
-            videos = loaded[cell.set]
-            is_last = cell.set.endswith(OFFICIAL)
-            split = official(videos) if is_last else fold(videos, cell.fold)
+            videos, started, computed = loaded[cell.set], time.monotonic(), time.process_time()
+            at_end = cell.set.endswith(OFFICIAL)
+            split = official(videos) if at_end else fold(videos, cell.fold)
             options = {"steps": cell.steps, "seed": cell.seed, "device": device}
             try:
                 result = run_cell(videos, split, cell.method, check=check, **options)
-            except OutOfTime:
+            except TimeoutError:
                 break  # nothing is written
             longest = max(longest, time.monotonic() - started)
             report = {
@@ -193,6 +188,8 @@ def tables(cells: Sequence[dict[str, Any]]) -> str:
     parts = []
     for name, steps in sorted({(c["set"], c["steps"]) for c in cells}):
         chosen = [c for c in cells if (c["set"], c["steps"]) == (name, steps)]
+        if len({json.dumps(c["setting"]) for c in chosen}) > 1:
+            raise ValueError(f"cells of {name} are of different settings: remove the older ones")
         found = {c["method"] for c in chosen}
         methods = [method for method in (*BASELINES, *METHODS) if method in found]
         trained = [c["cpu_seconds"] for c in chosen if c["curves"]]

@@ -85,7 +85,7 @@ def test_a_cell_that_another_call_is_at_is_left_to_it(evidence: ModuleType, tmp_
 def cell(method: str, fold: int, recall: float, **curve: float) -> dict[str, Any]:
     results = dict.fromkeys(("recall_at_1", "recall_at_5", "knn", "linear"), recall)
     place = {"set": "tiny", "steps": 2, "method": method, "fold": fold, "seed": 0}
-    return {**place, "cpu_seconds": 1.0, "results": results, "curves": [curve] * 4}
+    return {**place, "setting": {}, "cpu_seconds": 1.0, "results": results, "curves": [curve] * 4}
 
 
 def test_table_pairs_by_fold_and_seed_with_the_t_interval(evidence: ModuleType) -> None:
@@ -101,6 +101,12 @@ def test_table_pairs_by_fold_and_seed_with_the_t_interval(evidence: ModuleType) 
     (line,) = (line for line in evidence.tables(cells).splitlines() if "| plain |" in line)
     assert "| 4 | 0.600 |" in line
     assert "| +0.200 [-0.048, +0.448] | +0.200 [-0.048, +0.448] | 3 |" in line
+
+
+def test_cells_of_different_settings_are_not_compared(evidence: ModuleType) -> None:
+    cells = [cell("intra", 0, 0.5), cell("plain", 0, 0.5) | {"setting": {"size": 40}}]
+    with pytest.raises(ValueError, match="cells of tiny are of different settings"):
+        evidence.tables(cells)
 
 
 def test_quantiles_are_those_of_a_printed_table(evidence: ModuleType) -> None:
