@@ -25,6 +25,7 @@ AREAS = {  # in the order of the page; each is the name of its benchmark
     "data": "Datasets",
     "backbones": "Encoders",
     "train_step": "Training step",
+    "gpu": "All on one GPU",
     "pretrain": "Pretraining from files",
 }
 

@@ -184,7 +184,7 @@ def choose_chunk_size(chunk_size: ChunkSize, query: Tensor, keys: int) -> int | 
 
 def streaming_chunk_size(query: Tensor) -> int:
     """Return the keys per step whose logits fit the cache of the device and are worth a step."""
-    logits = 2**20 if _engine.on_cpu(query) else 2**23  # 4 and 32 MiB of float32
+    logits = 2**20 if _engine.on_cpu(query) else 2**26  # 4 and 256 MiB of float32
     return max(1024, logits // max(query.shape[0], 1))
 
 
@@ -201,9 +201,8 @@ def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 def _one_hot(places: Tensor, width: int) -> Tensor:
     """Mark columns ``places`` (B, E) in a (B, width) bool matrix, skipping those out of range."""
-    marks = torch.zeros(places.shape[0], width + 1, dtype=torch.bool, device=places.device)
-    inside = (places >= 0) & (places < width)
-    return marks.scatter(1, torch.where(inside, places, width), True)[:, :-1]
+    marks = torch.zeros(places.shape[0], width + 2, dtype=torch.bool, device=places.device)
+    return marks.scatter_(1, places.clamp(-1, width) + 1, True)[:, 1:-1]
 
 
 # --- the operator: one opaque node in a compiled graph, however many chunks there are ------------
@@ -219,13 +218,16 @@ def _stream(
 ) -> tuple[Tensor, Tensor]:
     """Give the log-sum-exp (B,) and its derivative (B, D) by the query, softmax(q K') K."""
     candidates = Candidates(keys, *which)
-    top = query.new_full(query.shape[:1], NO_LOGIT)  # largest logit so far
-    total = torch.zeros_like(top)  # sum of exp(logit - top)
-    slope = query.new_zeros(query.shape if slopes else (0, 0))  # sum of exp(logit - top) key
     with without_autocast(query):
         for span in spans(len(keys), chunk_size):
             chunk = candidates.chunk(span, query.dtype)
             logits = candidates._logits(query, chunk, span, -torch.inf)  # (B, chunk)
+            if span.start == 0:
+                top = logits.amax(1).clamp_(min=NO_LOGIT)  # largest logit so far
+                weights = logits.sub_(top[:, None]).exp_()
+                total = weights.sum(1)  # sum of exp(logit - top)
+                slope = weights @ chunk if slopes else query.new_empty(0, 0)  # times the key
+                continue
             new_top = torch.maximum(top, logits.amax(1))
             weights = logits.sub_(new_top[:, None]).exp_()
             shrink = top.sub_(new_top).exp_()
@@ -233,10 +235,10 @@ def _stream(
             if slopes:
                 slope.mul_(shrink[:, None]).addmm_(weights, chunk)
             top = new_top
-        empty = total == 0
+        total.clamp_(min=torch.finfo(total.dtype).tiny)  # is 0 where no key counts
         if slopes:
-            slope.div_(total.masked_fill(empty, 1.0)[:, None])
-        return torch.where(empty, NO_LOGIT, top + total.log()), slope
+            slope.div_(total[:, None])
+        return top.add_(total.log_()), slope
 
 
 _log_sum_exp = torch.library.custom_op(

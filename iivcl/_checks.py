@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from iivcl import _engine
@@ -139,18 +138,22 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def unit_rows(rows: Tensor) -> Tensor:
     """Scale the rows (..., D) to unit length, whatever finite length they have; 0 stays 0.
 
-    Half precision becomes float32. Rows whose squares would leave the range of their dtype are
-    brought near 1 first, others multiplied by exactly 1; that factor is no part of the derivative,
-    which does not depend on the length.
+    Half precision becomes float32. Lengths are float64: the squares of entries from 2e19 on, or
+    below 1e-23, leave the range of float32. Some entry of a row that is not finite becomes NaN.
     """
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if _is_at_hand(rows):  # a million rows of usual length need no further pass
-        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         if bool(((length > 1e-10) & (length < 1e10)).all()):
             return rows.div(length)
-    largest = rows.detach().abs().amax(-1, keepdim=True)  # vector_norm takes 17 times as long
-    factor = largest.clamp(1e-10, 1e10) / largest.clamp(min=torch.finfo(rows.dtype).tiny)
-    return F.normalize(rows * factor, dim=-1, eps=1e-30)
+    tiny = torch.finfo(torch.float64).tiny
+    if rows.dtype == torch.float64:  # whose squares need more; no part of the derivative
+        largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
+        rows = rows / largest.clamp(min=tiny)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
+    if rows.requires_grad:  # whose gradient is finite for a row of zeros, too
+        return rows.div(length.masked_fill(length == 0, 1.0)).to(rows.dtype)
+    return rows.div(length.clamp(min=tiny)).to(rows.dtype)
 
 
 def _is_at_hand(tensor: Tensor) -> bool:
@@ -158,6 +161,24 @@ def _is_at_hand(tensor: Tensor) -> bool:
     if not _engine.on_cpu(tensor) or tensor.requires_grad or torch.compiler.is_compiling():
         return False
     return type(tensor) is Tensor and not torch._C._are_functorch_transforms_active()
+
+
+def normalize_alike(*tensors: Tensor, at_least: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """Normalise rows in the widest dtype of all, at least float32."""
+    dtype = torch.promote_types(at_least, torch.float32)
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(unit_rows(tensor.to(dtype)) for tensor in tensors)
+
+
+def as_several(query: Tensor, positives: Tensor, name: str) -> Tensor:
+    """Check positives (B, D) or (B, P, D) and return them as (B, P, D)."""
+    batch, dim = (query.shape[0], "query"), (query.shape[1], "query")
+    if isinstance(positives, Tensor) and positives.ndim == 3:
+        check_embeddings(name, positives, "B P D", B=batch, D=dim)
+        return positives
+    check_embeddings(name, positives, "B D", B=batch, D=dim)
+    return positives[:, None]
 
 
 def _join(axes: list[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from operations import Operations
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -319,3 +320,74 @@ def test_inductor_computes_the_colours_of_a_preset() -> None:
     params = colours.make_params(video)
     actual = torch.compile(colours.apply, fullgraph=True)(video, params)
     torch.testing.assert_close(actual, colours.apply(video, params), rtol=0, atol=1e-4)
+
+
+# --- on a GPU: what can be counted without one ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "rho_moco", "cvrl"])
+def test_drawing_is_one_call_and_few_operations(name: str) -> None:
+    preset, video = getattr(augment, name)(20), make_video(4, 3, 2, 21, 25)
+    preset.make_params(video)  # constants are kept from now on
+    with Operations() as operations:
+        preset.make_params(video, torch.Generator())
+    assert sum(n for name, n in operations.counts.items() if "rand" in name) == 1
+    assert sum(operations.counts.values()) <= 20, operations.counts
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_a_compiled_preset_is_at_most_twelve_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Inductor schedules them on the CPU; for a GPU it joins some more."""
+    from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
+
+    class Scheduled(Exception):
+        pass
+
+    scheduled: list[Any] = []
+
+    def stop_here(self: Any) -> None:
+        scheduled.extend(self.nodes)
+        raise Scheduled
+
+    monkeypatch.setattr(Scheduler, "codegen", stop_here)
+    torch._dynamo.reset()
+    preset = augment.rho_moco(112)
+    video = make_video(2, 3, 8, 128, 170)
+    caches_off = torch._inductor.config.patch(force_disable_caches=True)
+    with caches_off, pytest.raises(Exception, match="Scheduled"):
+        torch.compile(preset.apply, fullgraph=True)(video, preset.make_params(video))
+    torch._dynamo.reset()
+    kernels = [
+        node
+        for node in scheduled
+        if not (node.is_extern() or isinstance(node, NopKernelSchedulerNode))
+    ]
+    assert 0 < len(kernels) <= 12, kernels
+
+
+@DTYPES
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float16, torch.float64, None])
+def test_the_result_has_the_dtype_and_layout_that_the_encoder_wants(
+    wanted: torch.dtype | None, layout: Any, with_gradient: bool, dtype: torch.dtype
+) -> None:
+    """Only the result is rounded."""
+    preset = augment.moco_v2(20)
+    last = Normalize(mean=preset[-1].mean, std=preset[-1].std, dtype=wanted, memory_format=layout)
+    video = make_video(4, 3, 3, 21, 25, dtype=dtype)
+    params = preset.make_params(video)
+    expected = preset.apply(video, params).to(wanted or torch.float32)
+    if with_gradient and dtype != torch.uint8:
+        video.requires_grad_()
+    other = Compose(*preset[:-1], last)
+    assert repr(eval(repr(last), {"torch": torch, "Normalize": Normalize})) == repr(last)
+    torch._dynamo.reset()
+    for apply in (other.apply, torch.compile(other.apply, fullgraph=True, backend="aot_eager")):
+        out = apply(video, params)
+        assert out.dtype == expected.dtype
+        assert out.is_contiguous(memory_format=layout)
+        eps = max(torch.finfo(expected.dtype).eps, 1e-6)
+        if apply == other.apply or dtype != torch.uint8:  # bytes may round to the other side
+            torch.testing.assert_close(out.double(), expected.double(), rtol=eps, atol=1e-4)

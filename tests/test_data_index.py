@@ -9,7 +9,7 @@ import pytest
 from test_data_decode import FILES
 from videos import read_barcodes, write_video
 
-from iivcl.data import _index_cache, _stream, open_video, probe, read_clips
+from iivcl.data import _index, _index_cache, _stream, open_video, probe, read_clips
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +135,30 @@ def test_long_video_costs_the_seek_and_the_frames(
     assert read_barcodes(read_clips(path, [[32, 34]])).tolist() == [[32, 34]]
     assert indexed == [path.name]
     assert len(read) <= 8  # of a group of ten
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "open gop.ts", "h264.mkv"])
+def test_decoding_begins_at_the_keyframe_wherever_a_seek_lands(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[bool] = []
+
+    def lands_at_the_start(container, stream, original=_stream.index_frames):
+        index = original(container, stream)
+        start = index.keyframes[0].seek_time
+        index.keyframes = [keyframe._replace(seek_time=start) for keyframe in index.keyframes]
+        return index
+
+    def noted(reader, index, keyframe, original=_stream.Stream._packets_from):
+        for packet in original(reader, index, keyframe):
+            begun.append(packet.pts == keyframe.pts)
+            yield packet
+
+    monkeypatch.setattr(_index, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(_stream, "index_frames", lands_at_the_start)
+    monkeypatch.setattr(_stream.Stream, "_packets_from", noted)
+    codec, arguments = FILES[name]
+    path = write_video(folder / f"early {name}", 40, codec=codec, **arguments)
+    assert read_barcodes(read_clips(path, [[35, 36]])).tolist() == [[35, 36]]
+    assert begun[0]
+    assert len(begun) < 20

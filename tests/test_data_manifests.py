@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iivcl.data import (
@@ -150,6 +150,7 @@ def manifest_of(ids: list[int], splits: list[str] | tuple = ()) -> Manifest:
     return Manifest([f"{i}.mp4" for i in range(len(ids))], numbers % 2, numbers, ["a", "b"], splits)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1), st.floats(0.01, 0.99), st.integers(0, 99))
 def test_held_out_videos_share_no_id_with_the_others(
     ids: list[int], share: float, seed: int

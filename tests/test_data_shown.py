@@ -237,10 +237,17 @@ def test_picture_that_is_cut_off(kind: str, progressive: bool, tmp_path: Path) -
         if kind == "JPEG" or left > 12:
             with pytest.raises(DecodeError, match=f"^{re.escape(str(path))}: "):
                 read_clips(tmp_path, [[0]])
+    if kind == "JPEG":
+        path.write_bytes(content[: len(content) // 2] + content[-2:])  # its end is there
+        with pytest.raises(DecodeError, match=f"^{re.escape(str(path))}: "):
+            read_clips(tmp_path, [[0]])
     path.write_bytes(content + b"behind the end")
     assert read_clips(tmp_path, [[0]]).shape == (1, 3, 1, 48, 96)
 
 
+@pytest.mark.skipif(
+    int(av.__version__.split(".")[0]) < 18, reason="PyAV 17 keeps its packets in circles"
+)
 def test_frames_are_freed_with_the_last_use_of_them(folder: Path) -> None:
     paths = [write_video(folder / f"freed.{suffix}", 12) for suffix in ("mp4", "avi")]
     for path in (*paths, rotate(write_video(folder / "freed turned.mp4", 12))):

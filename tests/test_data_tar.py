@@ -18,7 +18,7 @@ import pytest
 import torch
 import webdataset
 from distributed_workers import places_in_shards
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ChainDataset, DataLoader
 from videos import read_barcodes, write_video
@@ -209,6 +209,7 @@ def test_layout_is_that_of_webdataset(video: bytes, tmp_path: Path) -> None:
 NAMES = st.from_regex(r"(d/|d\.e/)?[ab]{1,2}(\.(mp4|MP4|cls|0)){0,2}", fullmatch=True)
 
 
+@settings(deadline=None)  # it writes files
 @given(st.lists(NAMES, unique_by=str.lower))
 def test_names_are_grouped_as_webdataset_groups_them(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

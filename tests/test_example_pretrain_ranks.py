@@ -145,21 +145,21 @@ if not pretraining.SHARDS_WEIGHTS:
 
 @pytest.fixture(scope="module")
 def of_two_ranks(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs on two ranks, unbroken and stopped after steps 3 and 6, and one begun on one rank."""
+    """Runs on two ranks: unbroken and stopped after step 4, left open, and begun on one rank."""
     root = tmp_path_factory.mktemp("ranks")
     assert pretrain(videos, root / "from one", *VARIANTS["gather"], "--queue-size=96", stop=4) == 75
     jobs = []
     for name, options in VARIANTS.items():
-        for out, stops in ((root / name, (None,)), (root / f"{name} broken", (3, 3, None))):
+        for out, stops in ((root / name, (None,)), (root / f"{name} broken", (4, None))):
             jobs += [(videos, out, (*options, "--resume=auto"), stop) for stop in stops]
-        jobs.append((videos, root / f"{name} open", options, 6))
+    jobs += [(videos, root / f"{name} open", VARIANTS[name], 6) for name in ("shard", "local")]
     wide = (*VARIANTS["gather"], "--queue-size=96")
     jobs.append((videos, root / "from one", (*wide, "--resume=auto"), None))
     jobs.append((videos, root / "from two", wide, 4))
     shards = pretraining.write_shards(videos, root / "tars")
     jobs += [(shards, root / "within an epoch", (), 3), (shards, root / "at its end", (), 5)]
     results = run_on_ranks(2, pretraining.on_ranks, jobs)
-    assert results == [[0, 75, 75, 0, 75] * len(VARIANTS) + [0, 75, 75, 75]] * 2
+    assert results == [[0, 75, 0] * len(VARIANTS) + [75, 75, 0, 75, 75, 75]] * 2
     return root
 
 
@@ -185,8 +185,12 @@ def test_what_differs_by_rank_is_saved_of_every_rank(name: str, of_two_ranks: Pa
 
 @pytest.mark.skipif(not pretraining.SHARDS_WEIGHTS, reason="needs torch >= 2.6")
 def test_sharded_weights_learn_what_replicated_ones_do(of_two_ranks: Path) -> None:
-    mine, theirs = tensors(of_two_ranks / "fsdp open", 6), tensors(of_two_ranks / "fsdp", 10)
-    assert mine.keys() == theirs.keys()
+    weights = [
+        {name: value.shape for name, value in tensors(of_two_ranks / run).items()
+         if name.startswith(("encoder.", "key_encoder.", "optimizer."))}
+        for run in ("fsdp", "gather")
+    ]  # fmt: skip
+    assert weights[0] == weights[1]
     losses = [[line["loss"] for line in log(of_two_ranks / name)][:2] for name in VARIANTS]
     assert losses[3] == pytest.approx(losses[1], rel=1e-4)  # before a shard of the queue is full
 
@@ -333,7 +337,7 @@ def test_a_slurm_job_saves_before_its_time_is_over_and_is_requeued(
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
-    options = ("--epochs=40", "--workers=1", "--save-every=100000")
+    options = ("--epochs=16", "--workers=1", "--save-every=100000")
     process = job(*options)
     wait_for(lambda: lines_of(out) >= 3, process)
     for pid in (stand_ins / "tasks").read_text().split():
@@ -341,7 +345,7 @@ def test_a_slurm_job_saves_before_its_time_is_over_and_is_requeued(
     status, printed, error = end(process)
     assert status == 75, error
     last = log(out)[-1]["step"]
-    assert f"stopped at step {last} of 200" in printed
+    assert f"stopped at step {last} of 80" in printed
     assert (stand_ins / "told").read_text().splitlines() == [
         "show hostnames localhost", f"requeue {os.getpid()}",
     ]  # fmt: skip
@@ -349,7 +353,7 @@ def test_a_slurm_job_saves_before_its_time_is_over_and_is_requeued(
     status, printed, error = end(process)
     assert status == 0, error
     assert f"step-{last:08d}" in printed
-    assert [line["step"] for line in log(out)] == list(range(1, 201))
+    assert [line["step"] for line in log(out)] == list(range(1, 81))
     assert (stand_ins / "told").read_text().count("requeue") == 1
 
 

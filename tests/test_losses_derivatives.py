@@ -243,6 +243,13 @@ def test_neighbours_that_do_not_fit(
         )
 
 
+def test_a_query_of_zeros_has_a_finite_gradient() -> None:
+    query = torch.zeros(2, 5, requires_grad=True)
+    loss = IIVCLLoss()(query, torch.randn(2, 5), filled_queue(9), ids=torch.arange(2)).loss
+    (gradient,) = torch.autograd.grad(loss, query)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e20, 3e38])
 @pytest.mark.parametrize("chunk_size", SIZES)
 def test_inputs_of_any_finite_length(scale: float, chunk_size: Any) -> None:

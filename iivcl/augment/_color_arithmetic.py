@@ -6,6 +6,7 @@ three of them. Numbers per clip are (B, 1, 1, 1, 1), or Python's where there is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,8 +90,10 @@ def hue(
     """
     if len(planes) == 1:
         return planes
-    pick: Any = torch.where if isinstance(shift, Tensor) else _pick
-    thirds = (3 * shift + 0.5) // 1
+    several = isinstance(shift, Tensor)
+    pick: Any = torch.where if several else _pick
+    floor: Any = torch.floor if several else math.floor
+    thirds = floor(3 * shift + 0.5)
     left, places = 6 * shift - 2 * thirds, thirds % 3
     moved = [pick(places == 1, planes[i - 1], planes[i - 2]) for i in range(3)]
     red, green, blue = own = [pick(places == 0, planes[i], moved[i]) for i in range(3)]

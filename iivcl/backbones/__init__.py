@@ -3,6 +3,7 @@
 Every encoder maps ``(B, 3, T, H, W)`` to ``(B, feature_dim)``.
 """
 
+from iivcl.backbones._adapter import as_encoder, inflate
 from iivcl.backbones._convolution import (
     PaddedConv3d,
     WrongConvolution,
@@ -26,7 +27,9 @@ __all__ = [
     "VideoEncoder",
     "VideoResNet",
     "WrongConvolution",
+    "as_encoder",
     "check_convolutions",
+    "inflate",
     "load_weights",
     "mc3_18",
     "mvit_v2_s",

@@ -106,16 +106,14 @@ def load_weights(
     if not tensors:
         raise ValueError(f"`path` {path!r} must hold a state dict, by itself or under a key")
     prefix = _find_prefix(tensors, expected, path) if prefix is None else prefix
-    names = {  # of the file, by ours
-        _rename(name.removeprefix(prefix)): name
-        for name in tensors
-        if name.startswith(prefix) and _ENCODER.match(name, len(prefix))
-    }
+    inside = [name for name in tensors if name.startswith(prefix)]
+    ours = [_ours(name[len(prefix) :], expected) for name in inside]
+    names = {our: name for our, name in zip(ours, inside, strict=True) if our}  # of the file
     missing = [name for name in expected if name not in names]
     shared = [name for name in expected if name in names]
     problems = {
         "missing in the file": [n for n in missing if not n.endswith("num_batches_tracked")],
-        "not in the backbone": [theirs for ours, theirs in names.items() if ours not in expected],
+        "not in the backbone": [name for our, name in names.items() if our not in expected],
         "of another shape": [
             f"{n} {tuple(tensors[names[n]].shape)} instead of {tuple(expected[n].shape)}"
             for n in shared
@@ -138,9 +136,9 @@ def _find_prefix(names: Iterable[str], expected: Mapping[str, Tensor], path: str
     known, alike = Counter[str](), Counter[str]()
     for name in names:
         for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
-            if _ENCODER.match(name, start):
+            if our := _ours(name[start:], expected):
                 alike[name[:start]] += 1
-                known[name[:start]] += _rename(name[start:]) in expected
+                known[name[:start]] += our in expected
     # Of another network no name may be known; the error then says what it has.
     counts = known if any(known.values()) else alike
     best = [prefix for prefix in counts if counts[prefix] == max(counts.values())]
@@ -187,7 +185,12 @@ def _safetensors(path: str) -> Callable[[str], Mapping[str, Tensor]]:
     return load_file
 
 
-def _rename(name: str) -> str:
+def _ours(name: str, expected: Mapping[str, Tensor]) -> str:
+    """Give our name for one of the file, empty when it is none of an encoder."""
+    if name in expected:
+        return name
+    if not _ENCODER.match(name):
+        return ""
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     return name

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from iivcl._checks import check_at_least
+
 __all__ = ["Draws"]
 
 _Purpose = Literal["starts", "transform", "substitutes", "order"]
-_PURPOSES = ("starts", "transform", "substitutes", "order")
 
 
 _turns = threading.RLock()  # a transform may itself read a sample
-os.register_at_fork(after_in_child=_turns._at_fork_reinit)  # type: ignore[attr-defined]
+if hasattr(os, "register_at_fork"):  # a forked worker must not wait for threads left behind
+    os.register_at_fork(after_in_child=_turns._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class Draws:
@@ -28,13 +30,12 @@ class Draws:
     """
 
     def __init__(self, seed: int) -> None:
-        if seed < 0:
-            raise ValueError(f"`seed` must be at least 0; got {seed}")
+        check_at_least(0, seed=seed)
         self._seed = seed
 
     def generator(self, purpose: _Purpose, *address: int) -> torch.Generator:
         """Seed a generator of its own for each purpose and address."""
-        key = [self._seed, *address, _PURPOSES.index(purpose)]
+        key = [self._seed, *address, get_args(_Purpose).index(purpose)]
         [state] = np.random.SeedSequence(key).generate_state(1, np.uint64)
         return torch.Generator("cpu").manual_seed(int(state >> np.uint64(1)))
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from iivcl._checks import check_choice
+from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import File, decode_errors
 from iivcl.data._index_cache import IndexPlace
 from iivcl.data._pictures import open_array, open_folder
@@ -65,8 +65,7 @@ def open_video(
         (12.0, 1.9166666666666667, torch.Size([1, 3, 2, 48, 48]))
     """
     check_choice("keep_index", keep_index, get_args(IndexPlace))
-    if num_threads < 1:
-        raise ValueError(f"`num_threads` must be at least 1; got {num_threads}")
+    check_at_least(1, num_threads=num_threads)
     if isinstance(video, (np.ndarray, Tensor)):
         return open_array(np.asarray(video.cpu() if isinstance(video, Tensor) else video), name)
     if isinstance(video, bytes):

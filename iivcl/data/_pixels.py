@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +12,7 @@ from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-__all__ = ["Picture", "frame_orientation", "read_pixels", "shown_size", "transposes"]
+__all__ = ["Picture", "frame_orientation", "rgb_planes", "shown_size", "transposes"]
 
 Picture = tuple[VideoFrame, int]  # as it lies, and its orientation
 
@@ -66,34 +65,7 @@ def shown_size(
     return scale * height // short, scale * width // short
 
 
-def read_pixels(
-    pictures: Iterable[Picture],
-    places: Iterable[list[tuple[int, int]]],
-    shape: tuple[int, int],
-    short_side: int | None,
-    pixel_aspect: Fraction,
-) -> tuple[npt.NDArray[np.uint8] | None, int]:
-    """Write each picture to its places (v, t) in clips (V, C, T, H, W), in the size of the first.
-
-    Returns:
-        The clips, and how many pictures came.
-    """
-    reformatter = VideoReformatter()
-    clips: npt.NDArray[np.uint8] | None = None
-    found = 0
-    for picture, among in zip(pictures, places, strict=False):
-        found += 1
-        if clips is None:
-            height, width = shown_size(picture, short_side, pixel_aspect)
-            clips = np.empty((shape[0], 3, shape[1], height, width), np.uint8)
-        planes = _rgb_planes(reformatter, picture, height, width)
-        for v, t in among:
-            for channel, plane in enumerate(planes):
-                clips[v, channel, t] = plane
-    return clips, found
-
-
-def _rgb_planes(
+def rgb_planes(
     reformatter: VideoReformatter, picture: Picture, height: int, width: int
 ) -> list[npt.NDArray[np.uint8]]:
     """Convert, scale and turn one picture to three (H, W) planes."""

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import get_worker_info
 from typing_extensions import Self
 
-from iivcl._checks import check_choice
+from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._failures import Failure, FailureLog
 
@@ -62,9 +62,7 @@ class Readings:
 
     def set_epoch(self, epoch: int, num_samples: int) -> None:
         """Choose the epoch, in running workers as well, and sum up the failures of the last."""
-        epoch = operator.index(epoch)
-        if epoch < 0:
-            raise ValueError(f"`epoch` must be at least 0; got {epoch}")
+        check_at_least(0, epoch=operator.index(epoch))
         self.failures.summarise(self.epoch, num_samples)
         self._epoch.values.fill_(epoch)
 

@@ -233,8 +233,7 @@ def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
 def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:
     """Count the starts at which a clip fits, at least 1."""
     check_clip(num_frames, stride, clips_per_video)
-    if video_frames < 1:
-        raise ValueError(f"`video_frames` must be at least 1; got {video_frames}")
+    check_at_least(1, video_frames=video_frames)
     span = int(_offsets(num_frames, stride)[-1]) + 1
     return max(video_frames - span, 0) + 1
 

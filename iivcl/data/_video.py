@@ -9,14 +9,17 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from typing_extensions import Self
 
-from iivcl._checks import check_choice
+from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError, decode_errors
 from iivcl.data._index import Clock
-from iivcl.data._pixels import Picture, read_pixels, shown_size, transposes
+from iivcl.data._pixels import Picture, rgb_planes, shown_size, transposes
 
 __all__ = ["PixelAspect", "Video", "VideoInfo", "check_indices", "check_reading"]
 
@@ -186,14 +189,19 @@ class Video(ABC):
         wanted = sorted(places)
         if self._counts_without_decoding:
             self._check_inside(wanted)
+        aspect = self._stored_aspect if pixels == "square" else Fraction(1)
+        reformatter, found = VideoReformatter(), 0
+        clips: npt.NDArray[np.uint8] | None = None
         with decode_errors(self.name):
-            clips, found = read_pixels(
-                self._frames(wanted),
-                (places[number] for number in wanted),
-                (indices.shape[0], indices.shape[1]),
-                short_side,
-                self._stored_aspect if pixels == "square" else Fraction(1),
-            )
+            for picture in self._frames(wanted):
+                if clips is None:
+                    height, width = shown_size(picture, short_side, aspect)
+                    clips = np.empty((len(indices), 3, indices.shape[1], height, width), np.uint8)
+                planes = rgb_planes(reformatter, picture, height, width)
+                for v, t in places[wanted[found]]:
+                    for channel, plane in enumerate(planes):
+                        clips[v, channel, t] = plane
+                found += 1
         if clips is None or found < len(wanted):
             self._check_inside(wanted)
             raise DecodeError(f"{self.name}: frame {wanted[found]} cannot be decoded")
@@ -217,8 +225,7 @@ class Video(ABC):
 
 def check_reading(short_side: int | None, pixels: PixelAspect) -> None:
     """Check what says how to read."""
-    if short_side is not None and short_side < 1:
-        raise ValueError(f"`short_side` must be at least 1; got {short_side}")
+    check_at_least(1, short_side=1 if short_side is None else short_side)
     check_choice("pixels", pixels, get_args(PixelAspect))
 
 
@@ -231,6 +238,5 @@ def check_indices(indices: Tensor | Sequence[Sequence[int]]) -> Tensor:
         )
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"`indices` must be integers; got {indices.dtype}")
-    if (indices < 0).any():
-        raise ValueError(f"`indices` must be at least 0; got {int(indices.min())}")
+    check_at_least(0, indices=int(indices.min()))
     return indices

@@ -23,8 +23,8 @@ class Logits(Protocol):
     ``weights`` (B, M) are bool, or float and not negative.
     """
 
-    def log_sum_exp(self, weights: Tensor) -> Tensor:
-        """``log sum_m w_m exp s_m``, (B,); `NO_LOGIT` where all weights are 0."""
+    def log_sum_exp(self, weights: Tensor, beside: Tensor | None = None) -> Tensor:
+        """``log(sum_m w_m exp s_m + exp beside)``, (B,); `NO_LOGIT` for a sum of nothing."""
 
     def total(self, weights: Tensor) -> Tensor:
         """``sum_m w_m s_m``, (B,)."""
@@ -33,7 +33,13 @@ class Logits(Protocol):
         """``sum_m w_m log(1 + exp(level - s_m))``, (B,)."""
 
 
-def row_losses(form: Form, logits: Logits, weights: Tensor, negatives: Tensor) -> Tensor:
+def row_losses(
+    form: Form,
+    logits: Logits,
+    weights: Tensor,
+    negatives: Tensor,
+    everything: Tensor | None = None,
+) -> Tensor:
     """Compute the loss of every row; 0 with zero gradient for rows without a positive.
 
     With positive logits s_p, weights w_p that sum to 1 over a row's P positives, and N the
@@ -48,20 +54,22 @@ def row_losses(form: Form, logits: Logits, weights: Tensor, negatives: Tensor) -
         logits: Of the positives; others have weight 0.
         weights: (B, M) bool or float, not negative, of any sum; 0 where an entry is not a positive.
         negatives: (B,) log-sum-exp of the negatives, `NO_LOGIT` where there are none.
+        everything: (B,) A, where it is known already.
     """
-    positive = weights > 0
-    count = positive.sum(1)  # P
-    total = _or_one(weights.sum(1, dtype=negatives.dtype))
+    positive = weights if weights.dtype == torch.bool else weights > 0
+    total = weights.sum(1, dtype=negatives.dtype)
+    none, total = total == 0, total.clamp(min=torch.finfo(total.dtype).tiny)
     if form == "per_positive":
         losses = logits.soft_margin(weights, negatives) / total
     else:
-        everything = log_add_exp(negatives, logits.log_sum_exp(positive))
+        if everything is None:
+            everything = logits.log_sum_exp(positive, negatives)
         if form == "out":
             losses = everything - logits.total(weights) / total
         else:
-            mean_weight = total / _or_one(count)
+            mean_weight = total / positive.sum(1).clamp(min=1)
             losses = everything - logits.log_sum_exp(weights) + mean_weight.log()
-    return torch.where(count > 0, losses, 0.0)
+    return losses.masked_fill(none, 0.0)
 
 
 class Held(NamedTuple):
@@ -69,14 +77,16 @@ class Held(NamedTuple):
 
     logits: Tensor  # (B, M)
 
-    def log_sum_exp(self, weights: Tensor) -> Tensor:
+    def log_sum_exp(self, weights: Tensor, beside: Tensor | None = None) -> Tensor:
         """See `Logits`."""
         logits = self.logits
-        if logits.shape[1] == 0:
-            return logits.new_full(logits.shape[:1], NO_LOGIT)
+        if beside is None:
+            beside = logits.new_full(logits.shape[:1], NO_LOGIT)
         if weights.dtype != torch.bool:
             logits = logits + _or_one(weights).to(logits.dtype).log()
-        return logits.masked_fill(weights <= 0, NO_LOGIT).logsumexp(1)
+        dropped = ~weights if weights.dtype == torch.bool else weights <= 0
+        logits = logits.masked_fill(dropped, NO_LOGIT)
+        return torch.cat([logits, beside[:, None]], 1).logsumexp(1)
 
     def total(self, weights: Tensor) -> Tensor:
         """See `Logits`."""
@@ -97,10 +107,11 @@ class Streamed(NamedTuple):
     keys: Tensor  # (M, D), normalised
     chunk_size: int
 
-    def log_sum_exp(self, weights: Tensor) -> Tensor:
+    def log_sum_exp(self, weights: Tensor, beside: Tensor | None = None) -> Tensor:
         """See `Logits`."""
         candidates = Candidates(self.keys, pairs=weights, normalized=True)
-        return candidates.log_sum_exp(self.query, chunk_size=self.chunk_size)
+        value = candidates.log_sum_exp(self.query, chunk_size=self.chunk_size)
+        return value if beside is None else log_add_exp(value, beside)
 
     def total(self, weights: Tensor) -> Tensor:
         """See `Logits`; q (W K)', so that no logit is needed."""

@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from iivcl._candidates import ChunkSize, check_chunk_size
 from iivcl._checks import (
+    as_several,
     check_at_least,
     check_choice,
     check_mask,
     check_same_device,
     check_shape,
     check_temperature,
+    normalize_alike,
 )
 from iivcl._precision import without_autocast
 from iivcl.losses._forms import FORMS, Form, Held, log_add_exp, row_losses
-from iivcl.losses._info_nce import as_several, normalize_alike
 from iivcl.queues import MoCoQueue, Neighbors, NNSupportQueue
 
 __all__ = ["IIVCLLoss", "IIVCLOutput"]
@@ -146,7 +147,7 @@ class IIVCLLoss(nn.Module):
         if neighbors is None:
             found = positives = self._look_up(inter_key, inter_queue, ids)
         else:
-            found, positives = neighbors, check_neighbors(neighbors, inter_query)
+            found, positives = neighbors, check_neighbors(neighbors, inter_query, inter_queue, ids)
         if inter is None:
             intra, inter_loss = self._terms(query, key, queue, ids, positives)
         else:
@@ -183,18 +184,17 @@ class IIVCLLoss(nn.Module):
             scaled = query / self.temperature
             # One pass over the queue serves both terms: the log-sum-exp of the rows that are no
             # neighbours, to which the intra term adds the neighbours.
-            rows = found.indices.where(found.valid, -1)
             rest, neighbor_logits, is_neighbor = placement.log_sum_exp(
-                scaled, queue.candidates(ids), rows, self.chunk_size
+                scaled, queue.candidates(ids), found.indices, found.valid, self.chunk_size
             )
             if self.batch_negatives:
                 others = placement.others_of_batch(keys, ids)
                 rest = log_add_exp(rest, others.log_sum_exp(scaled, chunk_size=self.chunk_size))
             neighbors, clips = Held(neighbor_logits), Held(torch.einsum("bd,bpd->bp", scaled, keys))
-            negatives = log_add_exp(rest, neighbors.log_sum_exp(is_neighbor))
+            everything = neighbors.log_sum_exp(is_neighbor, rest)  # of the queue, and of the batch
             is_clip = torch.ones_like(clips.logits, dtype=torch.bool)
-            intra = row_losses(self.form, clips, is_clip, negatives)
-            inter = row_losses(self.form, neighbors, is_neighbor, rest)
+            intra = row_losses(self.form, clips, is_clip, everything)
+            inter = row_losses(self.form, neighbors, is_neighbor, rest, everything)
             return placement.mean(intra, is_clip.any(1)), placement.mean(inter, is_neighbor.any(1))
 
     def extra_repr(self) -> str:
@@ -212,8 +212,10 @@ def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | Non
     queue.check_ids(ids, query, "query")
 
 
-def check_neighbors(found: Neighbors, query: Tensor) -> Neighbors:
-    """Check neighbours of another lookup; a row that is named twice counts once."""
+def check_neighbors(
+    found: Neighbors, query: Tensor, queue: MoCoQueue, ids: Tensor | None
+) -> Neighbors:
+    """Check neighbours of another lookup: rows that count, each once however often it is named."""
     batch = query.shape[0], "query"
     check_shape("neighbors.indices", found.indices, "B k", B=batch)
     check_mask(
@@ -224,7 +226,9 @@ def check_neighbors(found: Neighbors, query: Tensor) -> Neighbors:
     check_same_device("neighbors.indices", found.indices, "query", query)
     rows = found.indices.where(found.valid, -1)
     again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)
-    return found._replace(valid=found.valid & ~again)
+    valid = found.valid & ~again
+    rows, valid = queue.placement.counting(queue.candidates(ids), found.indices, valid)
+    return found._replace(indices=rows, valid=valid)
 
 
 def _no_neighbors(query: Tensor) -> Neighbors:

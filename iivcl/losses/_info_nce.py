@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from iivcl._candidates import Candidates, ChunkSize, check_chunk_size, choose_chunk_size
 from iivcl._checks import (
+    as_several,
     check_choice,
     check_embeddings,
     check_mask,
     check_temperature,
-    unit_rows,
+    normalize_alike,
 )
 from iivcl._precision import without_autocast
 from iivcl.losses._forms import (
@@ -229,24 +230,6 @@ class InfoNCELoss(nn.Module):
     def extra_repr(self) -> str:
         """Describe the options in the repr."""
         return f"temperature={self.temperature}, form={self.form!r}, reduction={self.reduction!r}"
-
-
-def normalize_alike(*tensors: Tensor, at_least: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """Normalise rows in the widest dtype of all, at least float32."""
-    dtype = torch.promote_types(at_least, torch.float32)
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(unit_rows(tensor.to(dtype)) for tensor in tensors)
-
-
-def as_several(query: Tensor, positives: Tensor, name: str) -> Tensor:
-    """Check positives (B, D) or (B, P, D) and return them as (B, P, D)."""
-    batch, dim = (query.shape[0], "query"), (query.shape[1], "query")
-    if isinstance(positives, Tensor) and positives.ndim == 3:
-        check_embeddings(name, positives, "B P D", B=batch, D=dim)
-        return positives
-    check_embeddings(name, positives, "B D", B=batch, D=dim)
-    return positives[:, None]
 
 
 def _check_options(temperature: float | Tensor, form: str, reduction: str) -> None:

@@ -146,23 +146,21 @@ class MoCoQueue(nn.Module):
         self._write(keys[-self.size :], ids[-self.size :])
 
     def _write(self, keys: Tensor, ids: Tensor) -> None:
-        finite = keys.isfinite().all(1)
-        rows = (self.cursor + torch.arange(keys.shape[0], device=keys.device)) % self.size
-        self.keys.index_copy_(0, rows, keys.masked_fill(~finite[:, None], 0.0))
+        count = keys.shape[0]
+        places = (self.cursor + torch.arange(count + 1, device=keys.device)) % self.size
+        rows, after = places[:-1], places[-1]
+        total = keys.sum(1)
+        bad = total != total  # NaN: the key was not finite
+        self.keys.index_copy_(0, rows, keys.nan_to_num(nan=0.0))
         self.ids.index_copy_(0, rows, ids)
-        self.stamps.index_copy_(0, rows, torch.where(finite, self.step, -1))
-        self.cursor.copy_((self.cursor + keys.shape[0]) % self.size)
+        self.stamps.index_copy_(0, rows, self.step.expand(count).masked_fill(bad, -1))
+        self.cursor.copy_(after)
         self.step.add_(1)
 
     def candidates(self, ids: Tensor | None = None, *, min_age: int = 0) -> Candidates:
-        """Describe the rows of this rank that queries may be compared with, for a loss of your own.
+        """Describe this rank's rows that were written ``min_age`` calls ago or before.
 
-        Args:
-            ids: (B,) integer ids of the queries; rows of the same id do not count.
-            min_age: Least number of enqueue calls since a row was written.
-
-        Returns:
-            The keys, which of them were written, and their ids.
+        Rows of the same id as the query's, of ``ids`` (B,), do not count for it.
 
         Example:
             >>> import torch
@@ -204,8 +202,8 @@ class MoCoQueue(nn.Module):
     def assert_synced(self) -> None:
         """Raise when the ranks' queues differ where they should be the same.
 
-        Compares one checksum of the state per rank: a collective of a few numbers, and a wait for
-        the device. Only ``"gather"`` queues can be out of step.
+        Compares one checksum per rank: a collective, and a wait for the device. Only ``"gather"``
+        queues can be out of step.
 
         Raises:
             RuntimeError: The queues of two ranks differ.

@@ -61,7 +61,12 @@ class Placement(NamedTuple):
         return best, rows.transpose(0, 1).flatten(1).gather(1, order)
 
     def log_sum_exp(
-        self, query: Tensor, candidates: Candidates, rows: Tensor, chunk_size: ChunkSize
+        self,
+        query: Tensor,
+        candidates: Candidates,
+        rows: Tensor,
+        counted: Tensor,
+        chunk_size: ChunkSize,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Split the logits of the rows that count into those of given ``rows`` and the rest.
 
@@ -72,7 +77,8 @@ class Placement(NamedTuple):
         Args:
             query: (B, D), of unit length and divided by the temperature.
             candidates: This rank's rows, and which of them count.
-            rows: (B, k) numbers of rows; others than those of a row name none.
+            rows: (B, k) numbers of rows.
+            counted: (B, k) bool, which of them count, as far as this rank can tell.
             chunk_size: As for `Candidates.log_sum_exp`, but streaming by default, whatever the
                 size: its backward pass does not read the queue, which may have been written.
 
@@ -80,14 +86,22 @@ class Placement(NamedTuple):
             Log-sum-exp of the rest (B,), logits of the rows (B, k), and which of them count.
         """
         if self.row_ranks == 1:
-            return _split(query, candidates, rows, chunk_size)
+            return *_split(query, candidates, rows, counted, chunk_size), counted
         ranks, k = _Ranks(query), rows.shape[1]
-        rows = ranks.gather(rows) - D.rank() * self.rows
-        rest, logits, counted = _split(*ranks.gather_queries(candidates), rows, chunk_size)
+        query, candidates = ranks.gather_queries(candidates)
+        rows = ranks.gather(rows.where(counted, -1)) - D.rank() * self.rows
+        rows, counted = _counting(candidates, rows)
+        rest, logits = _split(query, candidates, rows, counted, chunk_size)
         logits = logits.masked_fill(~counted, 0.0)
         parts = ranks.give_back(torch.cat([rest[:, None], logits, counted.to(rest.dtype)], 1))
         rest, logits, counts = parts[..., 0], parts[..., 1 : 1 + k], parts[..., 1 + k :]
         return rest.logsumexp(0), logits.sum(0), counts.sum(0) > 0
+
+    def counting(
+        self, candidates: Candidates, rows: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Give ``rows`` (B, k) of another lookup, and which count, as far as this rank can tell."""
+        return (rows, valid) if self.row_ranks > 1 else _counting(candidates, rows.where(valid, -1))
 
     def others_of_batch(self, keys: Tensor, ids: Tensor | None) -> Candidates:
         """Take the keys (B, P, D) of the other videos of the batch as candidates, for each query.
@@ -115,7 +129,8 @@ class Placement(NamedTuple):
         count = counted.sum()
         if self.batch_ranks > 1:
             dist.all_reduce(count)
-        return losses.sum() * self.batch_ranks / count.clamp(min=1)
+            losses = losses * self.batch_ranks
+        return losses.sum() / count.clamp(min=1)
 
     def assert_synced(self, checksum: Tensor) -> None:
         """Raise when ranks that should hold the same rows have another ``checksum`` than rank 0."""
@@ -130,17 +145,21 @@ class Placement(NamedTuple):
             )
 
 
-def _split(
-    query: Tensor, candidates: Candidates, rows: Tensor, chunk_size: ChunkSize
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the logits of this process's candidates."""
+def _counting(candidates: Candidates, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Give ``rows`` (B, k), 0 for those that are none or do not count, and which count."""
     inside = (rows >= 0) & (rows < len(candidates.keys))
     rows = rows.where(inside, 0)
-    counted = inside & candidates.allowed(rows)
+    return rows, inside & candidates.allowed(rows)
+
+
+def _split(
+    query: Tensor, candidates: Candidates, rows: Tensor, counted: Tensor, chunk_size: ChunkSize
+) -> tuple[Tensor, Tensor]:
+    """Split the logits of this process's candidates."""
     logits = torch.einsum("bd,bkd->bk", query, candidates.keys[rows].to(query.dtype))
     rest = candidates._replace(without=rows.where(counted, -1) if rows.shape[1] else None)
     size = chunk_size or streaming_chunk_size(query)
-    return rest.log_sum_exp(query, chunk_size=size), logits, counted
+    return rest.log_sum_exp(query, chunk_size=size), logits
 
 
 class _Ranks:

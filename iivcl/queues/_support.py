@@ -82,10 +82,8 @@ class NNSupportQueue(MoCoQueue):
             raise ValueError(f"`k` must be in [1, {rows}], the size of the queue; got {k}")
         check_at_least(0, min_age=min_age)
         query = unit_rows(query.float())
-        finite = query.isfinite().all(1, keepdim=True)
-        query = query.masked_fill(~finite, 0.0)
         similarity, indices = placement.search(query, self.candidates(ids, min_age=min_age), k)
-        valid = finite & (similarity > -torch.inf)
+        valid = similarity > -torch.inf  # nor is NaN, of a query that is not finite
         return Neighbors(
-            similarity.masked_fill(~valid, -torch.inf), indices.masked_fill(~valid, 0), valid
+            similarity.nan_to_num(nan=-torch.inf, neginf=-torch.inf), indices * valid, valid
         )

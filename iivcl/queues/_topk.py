@@ -119,23 +119,33 @@ def _merge(
 
 
 class _Tiles:
-    """Similarities (rows, B) of a range of bank rows to all queries, excluded pairs far below.
+    """Similarities of a range of bank rows to all queries, excluded pairs far below.
 
-    Bank rows run down and queries across, so that a maximum over neighbouring rows is a vertical,
-    vectorised operation and the masks of whole rows come with the product as its bias.
+    On the CPU, bank rows run down and queries across, so that a maximum over neighbouring rows is a
+    vertical, vectorised operation. The masks of whole rows come with the product as its bias.
     """
 
     def __init__(self, query: Tensor, candidates: Candidates) -> None:
-        self.query, self.query_t, self.candidates = query, query.T.contiguous(), candidates
-        self.bias, self.halves = None, None
-        if not _engine.on_cpu(query):
-            return
-        rows, pairs, ids, query_ids = candidates[1:5]
-        if rows is not None:  # 0 or -inf, (M, 1)
-            self.bias = query.new_zeros(len(rows), 1).masked_fill_(~rows[:, None], -torch.inf)
-        if ids is not None and query_ids is not None:
+        self.query, self.candidates = query, candidates
+        self.on_cpu = _engine.on_cpu(query)
+        self.query_t = query.T.contiguous() if self.on_cpu else query.T
+        rows, self.pairs, ids, query_ids = candidates[1:5]
+        self.masked = not (rows is self.pairs is query_ids is None)
+        # 0 or -inf. What a mask excludes may hold inf or NaN, unless it comes from a queue.
+        by_bias = rows is not None and (self.on_cpu or candidates.normalized)
+        self.bias = rows.log()[:, None] if by_bias and rows is not None else None  # (M, 1)
+        self.halves = None
+        if self.on_cpu and ids is not None and query_ids is not None:
             self.halves = _halves(ids), _halves(query_ids)
-        self.pairs = pairs
+
+    def new(self, rows: int) -> Tensor:
+        """Make room for the similarities of ``rows``, as (rows, B)."""
+        batch = self.query.shape[0]
+        return (
+            self.query.new_empty(rows, batch)
+            if self.on_cpu
+            else self.query.new_empty(batch, rows).T
+        )
 
     def write(self, start: int, stop: int, out: Tensor) -> None:
         """Write the similarities of rows ``start`` to ``stop`` into ``out`` (stop - start, B)."""
@@ -143,12 +153,14 @@ class _Tiles:
         if self.bias is None:
             torch.mm(rows, self.query_t, out=out)
         else:
-            if not self.candidates.normalized:  # what is excluded may hold inf or NaN
+            if not self.candidates.normalized:
                 rows = rows.masked_fill(self.bias[span] < 0, 0.0)
             torch.addmm(self.bias[span], rows, self.query_t, out=out)
-        if _engine.on_cpu(out):
+        if self.on_cpu:
             self._exclude_on_cpu(span, out)
-        elif (dropped := self.candidates.dropped(span)) is not None:
+            return
+        others = self.candidates if self.bias is None else self.candidates._replace(rows=None)
+        if (dropped := others.dropped(span)) is not None:
             out.masked_fill_(dropped.T, -torch.inf)
 
     def _exclude_on_cpu(self, span: slice, out: Tensor) -> None:
@@ -172,9 +184,11 @@ class _Tiles:
 
     def rescore(self, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the winners' values one by one: they do not depend on chunks or batch."""
-        excluded = values <= (-torch.inf if self.halves is None else -_FAR / 2)
         scores = _inner_products(self.query, self.candidates.keys, rows)
-        values, order = scores.masked_fill_(excluded, -torch.inf).sort(dim=1, descending=True)
+        if self.masked:
+            excluded = values <= (-torch.inf if self.halves is None else -_FAR / 2)
+            scores.masked_fill_(excluded, -torch.inf)
+        values, order = scores.sort(dim=1, descending=True)
         return values, rows.gather(1, order)
 
 
@@ -190,28 +204,32 @@ def _halves(ids: Tensor) -> Tensor:
 
 def _search_blocks(tiles: _Tiles, step: Step, k: int, at_once: int) -> tuple[Tensor, Tensor]:
     batch, rows = tiles.query.shape[0], step.stop - step.start
-    maxima = tiles.query.new_empty(-(-rows // BLOCK), batch)
-    buffer = tiles.query.new_empty(-(-step.held // BLOCK) * BLOCK, batch)
+    maxima = tiles.new(-(-rows // BLOCK))
+    buffer = tiles.new(-(-step.held // BLOCK) * BLOCK)
     for first in range(0, rows, step.tile):
         last = min(first + step.tile, rows)
         place = first % step.held  # a whole number of tiles is held
         part = buffer[place : place + -(-(last - first) // BLOCK) * BLOCK]
         tiles.write(step.start + first, step.start + last, part[: last - first])
-        part[last - first :] = -torch.inf  # the rest of the bank's last block
+        if len(part) > last - first:  # the rest of the bank's last block
+            part[last - first :] = -torch.inf
         blocks = slice(first // BLOCK, -(-last // BLOCK))
         torch.amax(part.view(-1, BLOCK, batch), dim=1, out=maxima[blocks])
     best = maxima.T.contiguous().topk(k, sorted=False).indices  # (B, k) blocks
     offsets = torch.arange(BLOCK, device=best.device)
-    candidates = (best[:, :, None] * BLOCK + offsets).flatten(1)  # (B, k * 16) rows
-    beyond = candidates >= rows
-    candidates.clamp_(max=rows - 1)
+    candidates = torch.add(offsets, best[:, :, None], alpha=BLOCK).flatten(1)  # (B, k * 16) rows
     if step.held == rows:
-        similarity = buffer.T.gather(1, candidates)
+        values, order = buffer.T.gather(1, candidates).topk(k, sorted=False)
     else:
+        beyond = candidates >= rows
+        candidates.clamp_(max=rows - 1)
         few = [slice(first, first + at_once) for first in range(0, batch, at_once)]
         similarity = torch.cat([tiles.pairs_of(candidates + step.start, part) for part in few])
-    values, order = similarity.masked_fill_(beyond, -torch.inf).topk(k, sorted=False)
-    return values, candidates.gather(1, order) + step.start
+        values, order = similarity.masked_fill_(beyond, -torch.inf).topk(k, sorted=False)
+    found = candidates.gather(1, order)
+    if rows % BLOCK:  # where nothing was allowed, the rest of the last block may be named
+        found.clamp_(max=rows - 1)
+    return values, found + step.start if step.start else found
 
 
 def _search_directly(tiles: _Tiles, step: Step, k: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,210 @@
+"""Encoders of other libraries: any module that takes clips or frames, as an encoder of this one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from iivcl._checks import check_at_least, check_choice
+from iivcl.backbones._encoder import VideoEncoder, with_mean
+
+__all__ = ["as_encoder", "inflate"]
+
+Layout = Literal["BCTHW", "BTCHW", "BCHW"]
+
+
+def as_encoder(
+    module: nn.Module,
+    *,
+    feature_dim: int,
+    strides: tuple[int, int],
+    layout: Layout = "BCTHW",
+    pool: Literal["mean", "first"] = "mean",
+    prefix_tokens: int = 0,
+    in_channels: int = 3,
+) -> VideoEncoder:
+    """Make any module that takes clips or frames an encoder of this library.
+
+    The module returns, by itself, as ``last_hidden_state`` or as the first of a tuple, one of
+
+    - a vector per clip or frame, ``(N, feature_dim)``;
+    - a map, ``(N, feature_dim, ..., H', W')`` or with the channels last;
+    - tokens, ``(N, L, feature_dim)``, in the order of time, rows, columns.
+
+    Args:
+        module: Without its classifier.
+        feature_dim: Channels of what it returns.
+        strides: Input frames and input pixels per cell of its map, or per token: 2 and 16 for
+            VideoMAE, 1 and 32 for an image ResNet.
+        layout: What it takes: ``"BCTHW"`` or ``"BTCHW"`` clips, or frames, ``"BCHW"``. Frames are
+            encoded one by one, and their features averaged over time.
+        pool: How a map or tokens become one vector: their ``"mean"``, or the ``"first"`` token.
+        prefix_tokens: Tokens before those of the map, as of the class.
+        in_channels: Channels C of the video.
+
+    Returns:
+        An encoder whose state dict has the module's under ``module.``.
+
+    Raises:
+        ValueError: An option is unknown or out of range; and when it is called, the module's
+            output is none of the above.
+
+    Example:
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> network = resnet18()
+        >>> network.fc = torch.nn.Identity()
+        >>> encoder = as_encoder(network, feature_dim=512, strides=(1, 32), layout="BCHW")
+        >>> encoder(torch.rand(2, 3, 4, 32, 32)).shape
+        torch.Size([2, 512])
+    """
+    check_choice("layout", layout, ("BCTHW", "BTCHW", "BCHW"))
+    check_choice("pool", pool, ("mean", "first"))
+    check_at_least(1, feature_dim=feature_dim, in_channels=in_channels)
+    check_at_least(1 if pool == "first" else 0, prefix_tokens=prefix_tokens)
+    if layout == "BCHW" and strides[0] != 1:
+        raise ValueError(f"`strides` of frames must begin with 1; got {strides}")
+    encoder = _Adapted(feature_dim=feature_dim, strides=strides, in_channels=in_channels)
+    encoder.module, encoder.layout = module, layout
+    encoder.pool, encoder.prefix_tokens = pool, prefix_tokens
+    return encoder
+
+
+class _Adapted(VideoEncoder):
+    module: nn.Module
+    layout: Layout
+    pool: str
+    prefix_tokens: int
+
+    def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        clips = len(video)
+        inputs = {
+            "BCTHW": "b c t h w -> b c t h w",
+            "BTCHW": "b c t h w -> b t c h w",
+            "BCHW": "b c t h w -> (b t) c h w",
+        }[self.layout]
+        output = _first_tensor(self._run(self.module, rearrange(video, inputs)))
+        cells = self._as_map(output, video.shape[2:])
+        if self.layout == "BCHW":
+            cells = rearrange(cells, "(b t) f 1 h w -> b f t h w", b=clips)
+        if self.pool == "mean":
+            return with_mean(cells)
+        if output.ndim != 3:
+            raise ValueError(
+                f"`pool` 'first' takes a token; the module gives {tuple(output.shape)}"
+            )
+        return cells, output[:, 0].view(clips, -1, self.feature_dim).mean(dim=1)
+
+    def _as_map(self, output: Tensor, size: Sequence[int]) -> Tensor:
+        """Bring what the module returns to ``(N, F, T', H', W')``."""
+        if output.ndim == 3:
+            t = 1 if self.layout == "BCHW" else size[0] // self.strides[0]
+            h, w = (pixels // self.strides[1] for pixels in size[1:])
+            if output.shape[1] != self.prefix_tokens + t * h * w:
+                raise ValueError(
+                    "`strides` and `prefix_tokens` must tell the tokens, of which the module gives "
+                    f"{output.shape[1]}; got {t} x {h} x {w} cells and {self.prefix_tokens} more"
+                )
+            tokens = output[:, self.prefix_tokens :]
+            output = rearrange(tokens, "n (t h w) f -> n f t h w", t=t, h=h, w=w)
+        elif output.shape[1] != self.feature_dim:
+            output = output.movedim(-1, 1)
+        if output.ndim not in (2, 4, 5) or output.shape[1] != self.feature_dim:
+            raise ValueError(
+                "the module must give vectors, a map or tokens with `feature_dim` "
+                f"{self.feature_dim}; got {tuple(output.shape)}"
+            )
+        if output.ndim == 2:
+            return output[:, :, None, None, None]
+        return output.unsqueeze(2) if output.ndim == 4 else output
+
+
+def _first_tensor(output: Any) -> Tensor:
+    output = getattr(output, "last_hidden_state", output)
+    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
+    return tensor
+
+
+def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
+    """Return a copy of an image network whose layers take clips, (N, C, T, H, W).
+
+    The weights of a 2D kernel become the middle frame of a 3D one, which is 0 elsewhere: at first
+    the copy gives what the network gives of each frame, and training fills in the rest.
+
+    Args:
+        module: Of convolutions, batch norms and pools; its own code must work on clips.
+        frames: Odd number of frames of the kernels that look beyond one pixel; others take one.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: ``frames`` is even or below 1.
+
+    Example:
+        >>> import torch
+        >>> network = inflate(torch.nn.Conv2d(3, 8, 3, padding=1), frames=3)
+        >>> network(torch.rand(2, 3, 4, 16, 16)).shape
+        torch.Size([2, 8, 4, 16, 16])
+
+    Source:
+        Feichtenhofer et al., "Spatiotemporal Residual Networks for Video Action Recognition",
+        arXiv 1611.02155; the mean over frames instead of the middle one: Carreira and Zisserman,
+        arXiv 1705.07750.
+    """
+    check_at_least(1, frames=frames)
+    if frames % 2 == 0:
+        raise ValueError(f"`frames` must be odd; got {frames}")
+    return _inflated(copy.deepcopy(module), frames)
+
+
+def _inflated(module: nn.Module, frames: int) -> nn.Module:
+    if isinstance(module, nn.Conv2d):
+        return _inflated_convolution(module, frames)
+    if isinstance(module, nn.BatchNorm2d):
+        module.__class__ = nn.BatchNorm3d  # type: ignore[assignment]  # of the same state
+    elif isinstance(module, nn.MaxPool2d):
+        kernel, stride = _deep(1, module.kernel_size), _deep(1, module.stride)
+        padding, dilation = _deep(0, module.padding), _deep(1, module.dilation)
+        return nn.MaxPool3d(kernel, stride, padding, dilation, ceil_mode=module.ceil_mode)
+    elif isinstance(module, nn.AvgPool2d):
+        kernel, stride = _deep(1, module.kernel_size), _deep(1, module.stride)
+        rest = (module.ceil_mode, module.count_include_pad, module.divisor_override)
+        return nn.AvgPool3d(kernel, stride, _deep(0, module.padding), *rest)
+    elif isinstance(module, nn.AdaptiveAvgPool2d):
+        return nn.AdaptiveAvgPool3d(_deep(1, module.output_size))
+    for name, child in module.named_children():
+        setattr(module, name, _inflated(child, frames))
+    return module
+
+
+def _inflated_convolution(flat: nn.Conv2d, frames: int) -> nn.Conv3d:
+    frames = frames if max(flat.kernel_size) > 1 else 1
+    padding: Any = 0 if flat.padding == "valid" else flat.padding
+    deep = nn.Conv3d(
+        flat.in_channels,
+        flat.out_channels,
+        _deep(frames, flat.kernel_size),
+        _deep(1, flat.stride),
+        padding if padding == "same" else _deep(frames // 2, padding),
+        _deep(1, flat.dilation),
+        flat.groups,
+        bias=flat.bias is not None,
+        padding_mode=flat.padding_mode,
+        device=flat.weight.device,
+        dtype=flat.weight.dtype,
+    )
+    with torch.no_grad():
+        deep.weight.zero_()[:, :, frames // 2] = flat.weight
+    deep.bias = flat.bias
+    return deep
+
+
+def _deep(first: int, size: Any) -> tuple[int, int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return first, height, width

@@ -1,0 +1,69 @@
+"""Budgets of operations: how much a step of training may launch on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from operations import count
+from torch import nn
+
+from iivcl import IIVCLLoss, NNSupportQueue, _engine
+from iivcl.momentum import momentum_copy, momentum_update_
+from iivcl.queues import exact_topk
+
+BATCH, ROWS, DIM = 64, 4096, 16
+
+
+@pytest.fixture(autouse=True)
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of accelerators, on tensors of the CPU."""
+    monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
+
+
+def operations() -> dict[str, Callable[[], object]]:
+    torch.manual_seed(0)
+    queue, ids = NNSupportQueue(ROWS, DIM), torch.randint(ROWS // 8, (BATCH,))
+    queue.enqueue(torch.randn(ROWS, DIM), torch.arange(ROWS) // 8)
+    key = F.normalize(torch.randn(BATCH, DIM), dim=1)
+    query, criterion = key.clone().requires_grad_(), IIVCLLoss()
+    encoder = nn.Linear(DIM, DIM)
+    key_encoder = momentum_copy(encoder)
+    return {
+        "exact_topk": lambda: exact_topk(key, queue.keys, 5),
+        "nearest, ids": lambda: queue.nearest(key, 5, ids=ids),
+        "loss with lookup, forward and backward": lambda: torch.autograd.grad(
+            criterion(query, key, queue, ids=ids).loss, query
+        ),
+        "enqueue": lambda: queue.enqueue(key, ids),
+        "momentum": lambda: momentum_update_(key_encoder, encoder, 0.99),
+    }
+
+
+BUDGETS = {
+    "exact_topk": 20,
+    "nearest, ids": 28,
+    "loss with lookup, forward and backward": 161,  # dense torch without the lookup takes 67
+    "enqueue": 16,
+    "momentum": 2,
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_no_more_operations_than_the_budget(name: str) -> None:
+    counts = count(operations()[name])
+    assert 0 < sum(counts.values()) <= BUDGETS[name], counts
+
+
+def test_the_counter_opens_operators_and_passes_over_views() -> None:
+    rows = torch.randn(4, 3)
+    assert count(lambda: rows.T[1:].unflatten(1, (2, 2)).detach()).total() == 0
+    assert count(lambda: rows.add_(1).mul(2)) == {"add_": 1, "mul": 1}
+    queue = NNSupportQueue(8, 3)
+    queue.enqueue(rows)
+    opened = count(lambda: queue.candidates().log_sum_exp(rows, chunk_size=8))
+    assert opened["matmul"] + opened["mm"] == 1
+    twice = count(lambda: queue.candidates().log_sum_exp(rows, chunk_size=4))
+    assert twice["matmul"] + twice["mm"] == 2
