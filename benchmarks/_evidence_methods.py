@@ -1,0 +1,240 @@
+"""How positives of other videos are found, weighed and used: the methods that evidence compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from iivcl import IIVCLLoss, NNSupportQueue
+from iivcl.losses import multi_positive_info_nce
+from iivcl.queues import Neighbors
+
+TEMPERATURE = 0.1
+
+
+# --- finding: which rows of the queue are taken for neighbours -----------------------------------
+
+
+class Lookup(NamedTuple):
+    """What a search sees; labels are for the oracle and the curves alone."""
+
+    keys: Tensor  # (2, B, D) momentum keys of both clips, of unit length
+    ids: Tensor  # (B,) rows of the same id are never found
+    queue: NNSupportQueue
+    labels: Tensor  # (B,)
+    row_labels: Tensor  # (K,)
+    generator: torch.Generator
+
+
+Pair = list[Neighbors]  # what the key of each of the two clips has found, (B, k) each
+Finder = Callable[[Lookup], Pair]
+Filter = Callable[[Pair, Lookup], Pair]
+
+
+def nearest(k: int) -> Finder:
+    return lambda look: [look.queue.nearest(key, k, ids=look.ids) for key in look.keys]
+
+
+def nearest_to_mean(k: int) -> Finder:
+    """Look up once per video, by the mean of its clips."""
+    return lambda look: 2 * [look.queue.nearest(look.keys.mean(0), k, ids=look.ids)]
+
+
+def oracle(purity: float, k: int) -> Finder:
+    """Draw rows at random, of the right class with probability ``purity``, of others otherwise."""
+
+    def find(look: Lookup) -> Pair:
+        queue = look.queue
+        allowed = queue.valid & (look.ids[:, None] != queue.ids)  # (B, K)
+        right = look.labels[:, None] == look.row_labels
+
+        def draw(key: Tensor) -> Neighbors:
+            chance = torch.rand(allowed.shape, generator=look.generator).to(key.device)
+            coin = torch.rand(len(key), k, generator=look.generator).to(key.device) < purity
+            good, good_rows = chance.where(allowed & right, -1.0).topk(k)  # (B, k)
+            bad, bad_rows = chance.where(allowed & ~right, -1.0).topk(k)
+            score, rows = torch.where(coin, good, bad), torch.where(coin, good_rows, bad_rows)
+            valid = score >= 0
+            similarity = (queue.keys[rows] @ key[:, :, None])[..., 0]  # (B, k)
+            return Neighbors(similarity.where(valid, -torch.inf), rows.where(valid, 0), valid)
+
+        return [draw(key) for key in look.keys]
+
+    return find
+
+
+def kept(find: Finder, *filters: Filter) -> Finder:
+    """Keep of what is found the rows that pass all filters."""
+
+    def found(look: Lookup) -> Pair:
+        pair = find(look)
+        for keep in filters:
+            pair = keep(pair, look)
+        return pair
+
+    return found
+
+
+def mutual(pair: Pair, look: Lookup) -> Pair:
+    """Keep rows to which the key is as near as their own k nearest rows are."""
+
+    def keep(found: Neighbors) -> Neighbors:
+        size, queue = found.indices.shape, look.queue
+        rows = found.indices.flatten()  # (B * k,)
+        own = queue.nearest(queue.keys[rows], size[1], ids=queue.ids[rows])
+        return _only(found, found.similarity >= own.similarity[:, -1].view(size))
+
+    return [keep(found) for found in pair]
+
+
+def agreed(pair: Pair, look: Lookup) -> Pair:
+    """Keep rows that both clips of the video have found."""
+    rows = [found.indices.where(found.valid, -1 - i) for i, found in enumerate(pair)]
+    same = rows[0][:, :, None] == rows[1][:, None]  # (B, k, k)
+    return [_only(pair[0], same.any(2)), _only(pair[1], same.any(1))]
+
+
+def _only(found: Neighbors, keep: Tensor) -> Neighbors:
+    valid = found.valid & keep
+    return Neighbors(found.similarity.where(valid, -torch.inf), found.indices, valid)
+
+
+# --- using: what is added to the intra term, given the neighbours --------------------------------
+
+Term = Callable[[Tensor, Tensor, NNSupportQueue, Tensor, Neighbors], Tensor]
+
+
+def attract(
+    query: Tensor, key: Tensor, queue: NNSupportQueue, ids: Tensor, found: Neighbors
+) -> Tensor:
+    """Take the library's inter term: all neighbours count alike."""
+    criterion = IIVCLLoss(temperature=TEMPERATURE, batch_negatives=True)
+    return criterion(query, key, queue, ids=ids, neighbors=found).inter
+
+
+def weighted(*, soft: float | None = None, own: float = 0.0) -> Term:
+    """Attract to neighbours by weight, and to the own key.
+
+    Args:
+        soft: Temperature of the softmax over the similarities of the neighbours, which weighs them;
+            None for equal weights. The weights of the neighbours of a query sum to 1.
+        own: Weight of the own key.
+    """
+
+    def term(
+        query: Tensor, key: Tensor, queue: NNSupportQueue, ids: Tensor, found: Neighbors
+    ) -> Tensor:
+        scores = found.similarity / soft if soft else found.valid.float()
+        weights = scores.where(found.valid, -1e4).softmax(1) * found.valid  # (B, k)
+        return contrast(query, key, queue, ids, found, weights=weights, own=own)
+
+    return term
+
+
+def spare(
+    query: Tensor, key: Tensor, queue: NNSupportQueue, ids: Tensor, found: Neighbors
+) -> Tensor:
+    """Turn the intra term into one whose negatives lack the neighbours; nothing is attracted."""
+    none, nobody = torch.zeros_like(found.similarity), found._replace(valid=found.valid & False)
+    without = contrast(query, key, queue, ids, found, weights=none, own=1.0)
+    return without - contrast(query, key, queue, ids, nobody, weights=none, own=1.0)
+
+
+def contrast(
+    query: Tensor,
+    key: Tensor,
+    queue: NNSupportQueue,
+    ids: Tensor,
+    found: Neighbors,
+    *,
+    weights: Tensor,
+    own: float,
+) -> Tensor:
+    """Contrast with weighted neighbours and the own key, against the batch and the queue.
+
+    Neighbours of weight 0 and an own key of weight 0 are neither positive nor negative.
+    """
+    batch, rows = len(query), torch.where(found.valid, found.indices, queue.size)
+    blank = query.new_zeros(batch, queue.size + 1)  # its last column takes what is not valid
+    row_weights = blank.scatter(1, rows, weights)[:, :-1]
+    is_found = blank.scatter(1, rows, 1.0)[:, :-1] > 0
+    eye = torch.eye(batch, device=query.device)
+    weights = torch.cat([own * eye, row_weights], dim=1)  # (B, B + K)
+    same = ids[:, None] == torch.cat([ids, queue.ids])
+    silent = torch.cat([eye > 0, ~queue.valid | is_found], dim=1) & (weights == 0)
+    silent |= same & (weights == 0)
+    return multi_positive_info_nce(
+        query,
+        torch.cat([key, queue.keys]),
+        weights > 0,
+        ignore_mask=silent,
+        positive_weights=weights,
+        temperature=TEMPERATURE,
+    )
+
+
+# --- methods: a way of finding with a way of using, and when -------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One column of the comparison.
+
+    Args:
+        find: Which rows count as neighbours; None trains the intra term alone.
+        term: What they do.
+        start: Share of the steps before they count.
+        weight: Weight of ``term``.
+        ids: What has one id: each video, the takes of one thing, or all videos of a person.
+        query: What of the query the term sees: its ``"embedding"``, or a ``"prediction"`` from it.
+        head: The term has the ``"shared"`` head and queue, or its ``"own"``.
+        lookup: Neighbours are near in the ``"embedding"``, or in that of an encoder which sees the
+            ``"changes"`` from frame to frame alone and was trained before.
+    """
+
+    find: Finder | None
+    term: Term = attract
+    start: float = 0.4
+    weight: float = 1.0
+    ids: Literal["videos", "takes", "people"] = "videos"
+    query: Literal["embedding", "prediction"] = "embedding"
+    head: Literal["shared", "own"] = "shared"
+    lookup: Literal["embedding", "changes"] = "embedding"
+
+
+GATE = kept(nearest(10), mutual, agreed)
+METHODS: dict[str, Method] = {
+    "intra": Method(find=None),
+    "plain": Method(find=nearest(5)),
+    "oracle": Method(find=oracle(1.0, 5)),
+    "gate": Method(find=GATE),
+    # How pure must neighbours be?
+    **{f"oracle-{p}": Method(find=oracle(p / 100, 5)) for p in (30, 50, 70, 85)},
+    "oracle-k1": Method(find=oracle(1.0, 1)),
+    "oracle-k10": Method(find=oracle(1.0, 10)),
+    # What makes them purer?
+    "takes": Method(find=nearest(5), ids="takes"),
+    "people": Method(find=nearest(5), ids="people"),
+    "mutual": Method(find=kept(nearest(5), mutual)),
+    "agreed": Method(find=kept(nearest(5), agreed)),
+    "mean": Method(find=nearest_to_mean(5)),
+    "gate-takes": Method(find=GATE, ids="takes"),
+    "second-view": Method(find=nearest(5), lookup="changes"),
+    "gate-second-view": Method(find=GATE, lookup="changes"),
+    # What makes impure ones harmless?
+    "soft": Method(find=nearest(10), term=weighted(soft=TEMPERATURE)),
+    "own-key": Method(find=nearest(5), term=weighted(own=1.0)),
+    "soft-own": Method(find=nearest(10), term=weighted(soft=TEMPERATURE, own=1.0)),
+    "gate-own": Method(find=GATE, term=weighted(own=1.0)),
+    "predictor": Method(find=nearest(5), query="prediction"),
+    "own-head": Method(find=nearest(5), head="own"),
+    "spare": Method(find=nearest(5), term=spare),
+    # When, and how much?
+    "nearest-from-0": Method(find=nearest(1), start=0.0),
+    "gate-from-0": Method(find=GATE, start=0.0),
+    "half": Method(find=nearest(5), weight=0.5),
+}
