@@ -77,12 +77,11 @@ def build(name: str, seed: int) -> nn.Module:
     need(name, "--beside random needs the --backbone, or a checkpoint that says it")
     torch.manual_seed(seed)
     module, _, function = name.rpartition(":")
-    if module:
-        with refusing(ImportError, AttributeError):
-            return getattr(importlib.import_module(module), function)()
-    need(name in backbones.__all__, f"--backbone {name} is not in iivcl.backbones; a function "
-         "of your own is my_module:my_function")  # fmt: skip
-    return getattr(backbones, name)()
+    need(module or name in backbones.__all__, f"--backbone {name} is not in iivcl.backbones; a "
+         "function of your own is my_module:my_function")  # fmt: skip
+    with refusing(ImportError, AttributeError, TypeError):
+        source = importlib.import_module(module) if module else backbones
+        return getattr(source, function)()
 
 
 def saved_with(file: str) -> Report:

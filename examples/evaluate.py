@@ -2,7 +2,7 @@
 
     python examples/evaluate.py run/encoder.pt videos.csv --out result.json --beside random pixels
     python examples/evaluate.py run/encoder.pt UCF-101/ --set ucf101 --lists ucfTrainTestlist/
-    python examples/evaluate.py slow.pyth videos/ --backbone slow_r50 --frames 8 --stride 8 --size 224
+    python examples/evaluate.py slow.pyth set/ --backbone slow_r50 --frames 8 --stride 8 --size 224
     python examples/evaluate.py --again result.json    # is every number found again?
 
 DATA is a manifest, whose column `split` says what is gallery (train) and what is query (test); or a
@@ -30,16 +30,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from _features import (
-    Report,
-    Rows,
-    absolute,
-    features_of,
-    open_encoder,
-    parts,
-    saved_with,
-    versions,
-)
+from _features import Report, Rows, absolute, features_of, open_encoder, parts, saved_with, versions
 from _resume import need, refusing, say, write_whole
 from _sides import SETS, read_sides
 from torch import Tensor
@@ -238,8 +229,7 @@ def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Re
         found = features_of(modules, videos, args, device)
         if rank() > 0:
             return None
-        first = next(iter(found.values()))
-        gone = sorted(set(range(len(videos.paths))) - set(first[1].tolist()))
+        gone = sorted(set(range(len(videos.paths))) - set(found[args.checkpoint][1].tolist()))
         results = {n: measure(rows, videos, is_query, args) for n, rows in found.items()}
     settings = {k: v for k, v in vars(args).items() if k not in FREE}
     return plain({
