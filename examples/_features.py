@@ -161,7 +161,8 @@ def features_of(
     if world_size() > 1:
         dist.broadcast_object_list(agreed)
     missing = agreed[0]
-    found = {name: torch.load(cache[name]) for name in encoders if name not in missing}
+    kept = [name for name in encoders if name not in missing and rank() == 0]
+    found = {name: torch.load(cache[name]) for name in kept}
     if not missing:
         return found
     recipe = data.ClipRecipe(

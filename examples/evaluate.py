@@ -10,9 +10,8 @@ folder of one folder per class; or with --set the folder of a published set. Wit
 video is searched among all others. The result states the whole protocol. Under torchrun the videos
 are dealt to the ranks, and each counts once.
 
-This file is the settings, the measures and the result. How features are taken stands in
-`_features.py`, and what is gallery and query in `_sides.py`; both are copied with it, and
-`_resume.py`.
+This file is the settings, the measures and the result; `_features.py` takes features, `_sides.py`
+tells gallery and queries apart. Copy both with it, and `_pictures.py`, `_resume.py`, `_watch.py`.
 """
 
 from __future__ import annotations
@@ -31,12 +30,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from _features import Report, Rows, absolute, features_of, open_encoder, parts, saved_with, versions
+from _pictures import draw_pictures
 from _resume import need, refusing, say, write_whole
 from _sides import SETS, read_sides
 from torch import Tensor
 
 from iivcl import data
-from iivcl.distributed import rank
+from iivcl.distributed import rank, world_size
 from iivcl.evaluation import (
     confusion_matrix,
     fit_linear_probe,
@@ -47,7 +47,7 @@ from iivcl.evaluation import (
 
 KS = (1, 5, 10, 20, 50)
 ITERATIONS = 200  # at most, of the probe's L-BFGS
-FREE = {"out", "again", "cache", "workers"}  # settings that change no result
+FREE = {"out", "again", "pictures", "cache", "workers"}  # settings that change no result
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -66,6 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("data", nargs="?", help="manifest, or folder of videos")
     add("--out", None, "JSON file to write", type=Path)
     add("--again", None, "measure as this JSON file says, and compare", type=Path)
+    add("--pictures", None, "folder for neighbors.png and features.png of CHECKPOINT", type=Path)
     add("--beside", (), "random, pixels, or [BACKBONE=]FILE of another encoder", nargs="+")
     add("--backbone", None, "if not said there: in iivcl.backbones, or my_module:my_function")
     add("--prefix", None, "of the weights in the file, where several encoders are")
@@ -229,13 +230,16 @@ def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Re
         found = features_of(modules, videos, args, device)
         if rank() > 0:
             return None
-        gone = sorted(set(range(len(videos.paths))) - set(found[args.checkpoint][1].tolist()))
+        features, places, _ = found[args.checkpoint]
+        if args.pictures is not None:
+            draw_pictures(args.pictures, features, places, videos, is_query, args.center)
+        gone = sorted(set(range(len(videos.paths))) - set(places.tolist()))
         results = {n: measure(rows, videos, is_query, args) for n, rows in found.items()}
     settings = {k: v for k, v in vars(args).items() if k not in FREE}
     return plain({
         "results": results, **report, "classes": videos.classes,
-        "skipped": [videos.paths[i] for i in gone], "device": device, "versions": versions(),
-        "settings": settings,
+        "skipped": [videos.paths[i] for i in gone], "device": device, "ranks": world_size(),
+        "versions": versions(), "settings": settings,
     })  # fmt: skip
 
 
@@ -291,9 +295,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.again is not None:
         with refusing(OSError, ValueError):
             before = json.loads(args.again.read_text())
-        need(
-            isinstance(before, dict) and "settings" in before, f"{args.again} is no result of this"
-        )
+        need(isinstance(before, dict) and "settings" in before, f"{args.again} is no result")
         # Without the cache, for the numbers are to be found again and not looked up.
         args = argparse.Namespace(**vars(args) | before["settings"] | {"cache": ""})
     gpu, many = torch.cuda.is_available(), "RANK" in os.environ

@@ -11,11 +11,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pretraining
 import pytest
 import tiny_encoder
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from iivcl import augment
 from iivcl.data import ClipRecipe, Manifest, make_synthetic_videos, open_video, read_manifest
@@ -308,6 +310,27 @@ def test_official_splits_are_read_by_name(videos: Path, encoder: Path, tmp_path:
         assert found["counts"] == by_column["counts"]
         assert found["retrieval"] == by_column["retrieval"]
         assert found["confusion"] == by_column["confusion"]
+
+
+def test_pictures_show_hits_and_misses_and_the_features(
+    videos: Path, encoder: Path, tmp_path: Path
+) -> None:
+    pictures, frames = tmp_path / "pictures", pretraining.load("_watch").FRAMES
+    report = result_of(tmp_path / "r.json", encoder, videos / "split.csv", f"--pictures={pictures}")
+    hits = round(6 * report["results"][str(encoder)]["retrieval"]["R@1"])
+    shown = min(4, hits) + min(4, 6 - hits)
+    drawn = pretraining.load("_pictures")
+    with Image.open(pictures / "neighbors.png") as image:
+        assert image.size[1] == 8 + shown * (drawn.PIXELS + 20)
+        pixels = torch.from_numpy(np.array(image))
+    first = 8 + frames * drawn.PIXELS + 8  # the frame of the nearest of every query
+    colours = [pixels[8 + row * (drawn.PIXELS + 20), first].tolist() for row in range(shown)]
+    same = [int(drawn.SAME[i : i + 2], 16) for i in (1, 3, 5)]
+    assert [colour == same for colour in colours] == [True] * min(4, hits) + [False] * min(
+        4, 6 - hits
+    )
+    with Image.open(pictures / "features.png") as image:
+        assert np.asarray(image).std() > 5
 
 
 @pytest.mark.slow  # starts real processes
