@@ -1,0 +1,217 @@
+"""Features of videos from frozen encoders, for `evaluate.py`: encoders of files, views, a cache."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import os
+import platform
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+import torch.distributed as dist
+import torchvision
+from _resume import need, refusing, stay_alive
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+from tqdm import tqdm
+
+import iivcl
+from iivcl import augment, backbones, data
+from iivcl.distributed import rank, world_size
+from iivcl.evaluation import extract_features
+
+Report = dict[str, Any]
+
+
+def absolute(source: str) -> str:
+    """Spell out the path in [BACKBONE=]FILE, for the result is read in another folder."""
+    backbone, file = parts(source)
+    if source in ("random", "pixels"):
+        return source
+    return (f"{backbone}=" if backbone else "") + os.path.abspath(file)
+
+
+def parts(source: str) -> tuple[str, str]:
+    if os.path.exists(source):
+        return "", source
+    backbone, _, file = source.rpartition("=")
+    return backbone, file
+
+
+def open_encoder(source: str, args: argparse.Namespace) -> tuple[nn.Module, Report]:
+    """Make one encoder, from clips (N, 3, T, H, W) to features (N, D), and say what it is."""
+    if source == "pixels":
+        pixels = nn.Sequential(nn.AdaptiveAvgPool3d((4, 7, 7)), nn.Flatten())
+        return pixels, {"encoder": "none: mean colours of 4 x 7 x 7 cells of a clip"}
+    if source == "random":
+        module = build(args.backbone, args.seed)
+        about = {"encoder": "random start", "backbone": args.backbone, "seed": args.seed}
+        return module, {**about, "weights_sha256": weights_hash(module)}
+    backbone, file = parts(source)
+    about = saved_with(file)
+    backbone = backbone or about.get("backbone") or args.backbone
+    need(backbone, f"{file} does not say its backbone: give --backbone, or BACKBONE=FILE")
+    module = build(backbone, args.seed)
+    main = source == args.checkpoint
+    with refusing(ValueError, ImportError, OSError):
+        report = backbones.load_weights(module, file, prefix=args.prefix if main else None)
+    which = "query" if about else f"that under {report.prefix!r}"
+    sha256 = file_hash(Path(file))
+    # The encoder of a run is a copy of that of its last checkpoint, whose name says the step.
+    copies = [Path(file), *Path(file).parent.glob("checkpoints/step-*/encoder.pt")]
+    steps = [int(p.parent.name[5:]) for p in copies if re.fullmatch(r"step-\d+", p.parent.name)
+             and file_hash(p) == sha256]  # fmt: skip
+    about |= {"encoder": which, "backbone": backbone, "step": max(steps, default=None)}
+    return module, {**about, "sha256": sha256, "weights_sha256": weights_hash(module)}
+
+
+def build(name: str, seed: int) -> nn.Module:
+    need(name, "--beside random needs the --backbone, or a checkpoint that says it")
+    torch.manual_seed(seed)
+    module, _, function = name.rpartition(":")
+    need(module or name in backbones.__all__, f"--backbone {name} is not in iivcl.backbones; a "
+         "function of your own is my_module:my_function")  # fmt: skip
+    with refusing(ImportError, AttributeError, TypeError):
+        source = importlib.import_module(module) if module else backbones
+        return getattr(source, function)()
+
+
+def saved_with(file: str) -> Report:
+    """Read what `pretrain.py` says beside the weights; nothing in files of others."""
+    need(os.path.isfile(file), f"no such file: {file}")
+    if file.endswith(".safetensors"):
+        return {}
+    try:
+        content = torch.load(file, "cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes its reader stumble over
+        need(False, f"{file} is no checkpoint, or not whole ({type(error).__name__})")
+    names = ("method", "backbone", "frames", "stride", "size")
+    return {n: content[n] for n in names if isinstance(content, dict) and n in content}
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_hash(module: nn.Module) -> str:
+    digest = hashlib.sha256(str(module).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Together(nn.Module):
+    """Encoders side by side, so that videos are decoded once; and whether a view repeats one.
+
+    From views (N, 3, T, H, W), of which each video has as many, to (N, D1 + D2 + ... + 1).
+    """
+
+    def __init__(self, encoders: list[nn.Module], args: argparse.Namespace) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.clips, self.crops, self.precision = args.clips, args.crops, args.precision
+        self.widths: list[int] = []
+
+    def forward(self, views: Tensor) -> Tensor:
+        half = self.precision != "float32"
+        dtype = getattr(torch, self.precision) if half else None
+        with torch.autocast(views.device.type, dtype, half):
+            features = [encoder(views).float() for encoder in self.encoders]  # (N, D) each
+        self.widths = [f.shape[1] for f in features] + [1]
+        clips = views.unflatten(0, (-1, self.clips, self.crops)).flatten(2)  # (B, clips, *)
+        repeats = torch.zeros(clips.shape[:2], device=views.device)
+        repeats[:, 1:] = (clips[:, 1:] == clips[:, :-1]).all(dim=2).float()
+        flags = repeats.repeat_interleave(self.crops, dim=1).flatten()  # (N,)
+        return torch.cat([*features, flags[:, None]], dim=1)
+
+
+def three_crops(clips: Tensor, size: int) -> Tensor:
+    """Cut both ends and the middle of the longer side of clips (V, 3, T, H, W), to 3 V views."""
+    resize, center, *to_float = augment.evaluation(size)
+    clips = resize(clips)
+    side = 3 if clips.shape[3] > clips.shape[4] else 4
+    ends = clips.narrow(side, 0, size), clips.narrow(side, clips.shape[side] - size, size)
+    crops = torch.stack([center(part) for part in (ends[0], clips, ends[1])], dim=1).flatten(0, 1)
+    return augment.Compose(*to_float)(crops)
+
+
+Rows = tuple[Tensor, Tensor, Tensor]  # features (N, D), places in the list (N,), repeats (N,) bool
+
+
+def features_of(
+    encoders: dict[str, nn.Module], videos: data.Manifest, args: argparse.Namespace, device: str
+) -> dict[str, Rows]:
+    """Take one feature per video of every encoder: the mean over its views."""
+    cache = cache_files(encoders, videos, args)
+    missing = [name for name in encoders if cache[name] is None or not cache[name].exists()]
+    agreed = [missing]
+    if world_size() > 1:
+        dist.broadcast_object_list(agreed)
+    missing = agreed[0]
+    kept = [name for name in encoders if name not in missing and rank() == 0]
+    found = {name: torch.load(cache[name]) for name in kept}
+    if not missing:
+        return found
+    recipe = data.ClipRecipe(
+        num_frames=args.frames, stride=args.stride, clips_per_video=args.clips, sampling="uniform"
+    )
+    crop = (
+        augment.evaluation(args.size) if args.crops == 1 else partial(three_crops, size=args.size)
+    )
+    clips = data.VideoClips(videos.paths, recipe, transform=crop, on_error=args.on_error)
+    loader = DataLoader(
+        clips, args.batch_size, num_workers=args.workers, collate_fn=data.collate_clips,
+        sampler=DistributedSampler(clips, world_size(), rank(), shuffle=False),
+        worker_init_fn=stay_alive, generator=torch.Generator(),
+    )  # fmt: skip
+    together = Together([encoders[name] for name in missing], args).to(device)
+    batches = tqdm(loader, "features", disable=rank() > 0)
+    with clips.name_crashes():
+        all_columns, places, _ = extract_features(
+            together, batches, device=device, distributed="gather"
+        )
+    *columns, repeats = all_columns.split(together.widths or [all_columns.shape[1]], dim=1)
+    for name, features in zip(missing, columns, strict=False):
+        found[name] = (features.clone(), places, repeats[:, 0] > 0)
+        if cache[name] is not None and rank() == 0:
+            unfinished = cache[name].with_suffix(".tmp")
+            torch.save(found[name], unfinished)
+            unfinished.replace(cache[name])
+    return {name: found[name] for name in encoders} if rank() == 0 else {}
+
+
+def cache_files(
+    encoders: dict[str, nn.Module], videos: data.Manifest, args: argparse.Namespace
+) -> dict[str, Path | None]:
+    """Name the file of each encoder's features by all that they depend on."""
+    if not args.cache:
+        return dict.fromkeys(encoders)
+    folder = Path(args.cache).expanduser()
+    with refusing(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    stats = [os.stat(path) if os.path.exists(path) else None for path in videos.paths]
+    files = [
+        (p, s and (s.st_size, s.st_mtime_ns)) for p, s in zip(videos.paths, stats, strict=True)
+    ]
+    names = ("frames", "stride", "clips", "crops", "size", "precision", "batch_size")
+    reading = [files, [getattr(args, name) for name in names], versions()]
+    keys = {n: json.dumps([weights_hash(m), *reading]) for n, m in encoders.items()}
+    return {n: folder / f"{hashlib.sha256(k.encode()).hexdigest()}.pt" for n, k in keys.items()}
+
+
+def versions() -> dict[str, str]:
+    modules = (torch, torchvision, av, iivcl)
+    return {"python": platform.python_version(), **{m.__name__: m.__version__ for m in modules}}

@@ -1,0 +1,330 @@
+"""Measure what a frozen video encoder is worth: retrieval, nearest neighbours, a linear probe.
+
+    python examples/evaluate.py run/encoder.pt videos.csv --out result.json --beside random pixels
+    python examples/evaluate.py run/encoder.pt UCF-101/ --set ucf101 --lists ucfTrainTestlist/
+    python examples/evaluate.py slow.pyth set/ --backbone slow_r50 --frames 8 --stride 8 --size 224
+    python examples/evaluate.py --again result.json    # is every number found again?
+
+DATA is a manifest, whose column `split` says what is gallery (train) and what is query (test); or a
+folder of one folder per class; or with --set the folder of a published set. Without a split every
+video is searched among all others. The result states the whole protocol. Under torchrun the videos
+are dealt to the ranks, and each counts once.
+
+This file is the settings, the measures and the result; `_features.py` takes features, `_sides.py`
+tells gallery and queries apart. Copy both with it, and `_pictures.py`, `_resume.py`, `_watch.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from _features import Report, Rows, absolute, features_of, open_encoder, parts, saved_with, versions
+from _pictures import draw_pictures
+from _resume import need, refusing, say, write_whole
+from _sides import SETS, read_sides
+from torch import Tensor
+
+from iivcl import data
+from iivcl.distributed import rank, world_size
+from iivcl.evaluation import (
+    confusion_matrix,
+    fit_linear_probe,
+    knn_classify,
+    retrieval_metrics,
+    topk_accuracy,
+)
+
+KS = (1, 5, 10, 20, 50)
+ITERATIONS = 200  # at most, of the probe's L-BFGS
+FREE = {"out", "again", "pictures", "cache", "workers"}  # settings that change no result
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s CHECKPOINT DATA [options]\n       %(prog)s --again RESULT [--out OUT]",
+        description=__doc__,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
+    )
+
+    def add(option: str, default: Any, text: str, **how: Any) -> None:
+        shown = "" if default in (None, False, ()) else f": {default}"
+        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
+        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
+
+    parser.add_argument("checkpoint", nargs="?", help="encoder.pt of pretrain.py, or others'")
+    parser.add_argument("data", nargs="?", help="manifest, or folder of videos")
+    add("--out", None, "JSON file to write", type=Path)
+    add("--again", None, "measure as this JSON file says, and compare", type=Path)
+    add("--pictures", None, "folder for neighbors.png and features.png of CHECKPOINT", type=Path)
+    add("--beside", (), "random, pixels, or [BACKBONE=]FILE of another encoder", nargs="+")
+    add("--backbone", None, "if not said there: in iivcl.backbones, or my_module:my_function")
+    add("--prefix", None, "of the weights in the file, where several encoders are")
+    add("--set", None, "official split of", choices=SETS)
+    add("--lists", None, "folder of the lists of --set; default: DATA")
+    add("--split", 1, "of UCF101 and HMDB51", type=int, choices=(1, 2, 3))
+    add("--suffix", None, "of the files of --set that were encoded anew, such as .mp4")
+    add("--gallery", "train", "split of a manifest to search, and to train the probe on")
+    add("--query", "test", "split of a manifest to measure")
+    add("--hold-out", None, "share of the videos, by whole groups, as queries instead", type=float)
+    add("--leave-one-out", False, "search among all others instead", action="store_true")
+    add("--clips", 10, "per video, spread evenly", type=int)
+    add("--crops", 1, "per clip, along its longer side", type=int, choices=(1, 3))
+    add("--frames", None, "per clip; default: as in pretraining", type=int)
+    add("--stride", None, "frames from one to the next; default: as in pretraining", type=float)
+    add("--size", None, "pixels of a crop; default: as in pretraining", type=int)
+    add("--center", False, "in retrieval, take its mean off each side", action="store_true")
+    add("--k", 20, "neighbours that vote", type=int)
+    add("--temperature", 0.07, "of the votes", type=float)
+    add("--weight-decay", 1e-3, "of the probe", type=float)
+    precisions = ("float32", "bfloat16", "float16")
+    add("--precision", "float32", "of the encoders", choices=precisions)
+    add("--batch-size", 16, "videos at a time, per rank", type=int)
+    add("--on-error", "skip", "a video that cannot be read", choices=("skip", "raise"))
+    add("--seed", 0, "of the random start and of --hold-out", type=int)
+    add("--workers", 4, "processes that read videos, per rank", type=int)
+    add("--cache", "~/.cache/iivcl/features", "folder of features; '' for none")
+    args = parser.parse_args(argv)
+    if args.again is not None:
+        return args
+    if args.data is None:
+        parser.error("CHECKPOINT and DATA, or --again RESULT, are needed")
+    args.checkpoint, args.data = absolute(args.checkpoint), os.path.abspath(args.data)
+    args.beside = [absolute(source) for source in args.beside]
+    args.lists = os.path.abspath(args.lists or args.data) if args.set else None
+    return args
+
+
+# The measures.
+
+
+def protocol(args: argparse.Namespace, rule: str) -> Report:
+    """Spell out all that differs between papers."""
+    crops = "the middle" if args.crops == 1 else "both ends and the middle of the longer side"
+    return {
+        "sides": rule,
+        "layer": "output of the backbone as it pools it, before any head",
+        "views": {
+            "clips": args.clips, "crops": args.crops, "frames": args.frames, "stride": args.stride,
+            "clip_starts": "floor(v M / (V - 1) + 1/2), M the last that fits; of one clip M / 2",
+            "short_videos": "looped",
+            "pixels": f"short side {round(args.size * 8 / 7)}, squares of {args.size}: {crops}",
+            "normalisation": "mean 0.45, std 0.225",
+        },
+        "video": "mean of the features of its views; one query, one vote and one sample a video",
+        "retrieval": {
+            "similarity": "cosine",
+            "centering": "each side by its own mean" if args.center else "none",
+            "average": "videos",
+        },
+        "knn": {
+            "similarity": "cosine", "centering": "none", "k": args.k,
+            "votes": "exp(cosine / temperature)", "temperature": args.temperature,
+        },
+        "probe": {
+            "loss": "cross-entropy + weight_decay / 2 |W|^2", "weight_decay": args.weight_decay,
+            "solver": f"L-BFGS, at most {ITERATIONS} iterations",
+            "standardisation": "mean and std of the gallery",
+            "selection": "none: no setting is chosen by a result",
+        },
+        "precision": args.precision, "batch_size": args.batch_size,
+    }  # fmt: skip
+
+
+def measure(
+    rows: Rows, videos: data.Manifest, is_query: Tensor | None, args: argparse.Namespace
+) -> Report:
+    """Compute every number of one encoder."""
+    features, places, repeats = rows
+    labels = videos.labels[places]
+    classes = int(videos.labels.max()) + 1
+    query, query_labels = features, labels
+    gallery, gallery_labels, others = None, None, len(features) - 1
+    if is_query is not None:
+        side = is_query[places]
+        need(0 < int(side.sum()) < len(side), "no video of the gallery, or of the queries, is left")
+        (query, gallery), (query_labels, gallery_labels) = (
+            (x[side], x[~side]) for x in (features, labels)
+        )
+        others = len(gallery)
+    bank_labels = labels if gallery_labels is None else gallery_labels
+    ks = [k for k in KS if k <= others]
+    found = retrieval_metrics(
+        query, query_labels, gallery, gallery_labels, ks=ks, center=args.center
+    )
+    alike = bank_labels.bincount(minlength=classes)[query_labels] - int(gallery is None)
+    scores = knn_classify(
+        query, gallery, bank_labels, num_classes=classes, k=min(args.k, others),
+        temperature=args.temperature,
+    )  # fmt: skip
+    tops = [k for k in (1, 5) if k <= classes]
+    report: Report = {
+        "counts": {
+            "queries": found.num_queries, "gallery": found.num_gallery,
+            "queries_without_relevant": found.num_unmatched,
+            "skipped": len(videos.paths) - len(features), "repeated_views": int(repeats.sum()),
+        },
+        "chance": (alike.double() / others).mean().item(),
+        "retrieval": {
+            **{f"R@{k}": value for k, value in found.recall.items()},
+            "mAP": found.mean_average_precision,
+            "MAP@R": found.map_at_r, "R-precision": found.r_precision,
+        },
+        "knn": {"k": min(args.k, others), **accuracy(scores, query_labels, tops)},
+        "probe": None,  # without a gallery apart there is nothing to train it on
+    }  # fmt: skip
+    if gallery is not None:
+        probe = fit_linear_probe(
+            gallery, bank_labels, num_classes=classes, weight_decay=args.weight_decay,
+            max_iterations=ITERATIONS,
+        )  # fmt: skip
+        scores = probe(query)
+        # A class that the gallery lacks keeps its number, and is not guessed.
+        scores[:, bank_labels.bincount(minlength=classes) == 0] = -torch.inf
+        report["probe"] = accuracy(scores, query_labels, tops)
+    report["confusion"] = {  # a row per class, a column per guess
+        "of": "knn" if gallery is None else "probe",
+        "counts": confusion_matrix(scores, query_labels).tolist(),
+    }
+    return report
+
+
+def accuracy(scores: Tensor, labels: Tensor, ks: list[int]) -> Report:
+    top = topk_accuracy(scores, labels, ks=ks)
+    mean = topk_accuracy(scores, labels, ks=(1,), average="classes")[1]
+    return {**{f"top{k}": value for k, value in top.items()}, "mean_of_classes": mean}
+
+
+def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Report | None:
+    """Make the whole report, on rank 0; ``before`` is the report that it must come out as."""
+    sources = list(dict.fromkeys([args.checkpoint, *args.beside]))
+    for source in sources:  # the settings of the first checkpoint that has them
+        of_file = {} if source in ("random", "pixels") else saved_with(parts(source)[1])
+        for name in ("backbone", "frames", "stride", "size"):
+            if getattr(args, name) is None:
+                setattr(args, name, of_file.get(name))
+    for name in ("frames", "stride", "size"):
+        need(getattr(args, name), f"no checkpoint says it: give --{name}")
+    opened = {source: open_encoder(source, args) for source in sources}
+    videos, is_query, about_data = read_sides(args)
+    report: Report = {
+        "encoders": {source: about for source, (_, about) in opened.items()},
+        "data": about_data,
+        "protocol": protocol(args, about_data["split"]),
+    }
+    for what in report if before else ():
+        need(plain(report[what]) == before[what], f"not what was measured: {what}: "
+             + "; ".join(differences(before[what], plain(report[what]))))  # fmt: skip
+    with refusing(ValueError, OSError, data.DecodeError):
+        modules = {source: module for source, (module, _) in opened.items()}
+        found = features_of(modules, videos, args, device)
+        if rank() > 0:
+            return None
+        features, places, _ = found[args.checkpoint]
+        if args.pictures is not None:
+            draw_pictures(args.pictures, features, places, videos, is_query, args.center)
+        gone = sorted(set(range(len(videos.paths))) - set(places.tolist()))
+        results = {n: measure(rows, videos, is_query, args) for n, rows in found.items()}
+    settings = {k: v for k, v in vars(args).items() if k not in FREE}
+    return plain({
+        "results": results, **report, "classes": videos.classes,
+        "skipped": [videos.paths[i] for i in gone], "device": device, "ranks": world_size(),
+        "versions": versions(), "settings": settings,
+    })  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """Give a report as JSON has it: no NaN, which is no number there."""
+    if isinstance(value, dict):
+        return {str(key): plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    """Name every entry of two reports that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            name = f"{where}, {key}" if where else key
+            yield from differences(before.get(key), now.get(key), name)
+    elif before != now:
+        yield f"{where}: {before} before, {now} now"
+
+
+def show(report: Report) -> None:
+    """Print one table of all encoders, and what is confused most by the first."""
+    lines = [["", "R@1", "R@5", "mAP", "kNN", "probe"]]
+    for source, result in report["results"].items():
+        name = source if source in ("random", "pixels") else os.path.relpath(source)
+        retrieval, probe = result["retrieval"], result["probe"] or {}
+        numbers = [retrieval.get("R@1"), retrieval.get("R@5"), retrieval["mAP"],
+                   result["knn"]["top1"], probe.get("top1")]  # fmt: skip
+        lines.append([name, *("-" if n is None else f"{n:.4f}" for n in numbers)])
+    width = max(len(line[0]) for line in lines)
+    for name, *cells in lines:
+        print(name.ljust(width), *(cell.rjust(7) for cell in cells))
+    first = next(iter(report["results"].values()))
+    counts = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in first["counts"].items())
+    print(f"chance of R@1 {first['chance']:.4f}; {counts}")
+    confusion = torch.tensor(first["confusion"]["counts"])
+    most = (confusion - confusion.diag().diag()).flatten().topk(min(3, confusion.numel()))
+    names = report["classes"] or list(range(len(confusion)))
+    for number, place in zip(most.values.tolist(), most.indices.tolist(), strict=True):
+        if number:
+            row, column = divmod(place, len(confusion))
+            print(f"{names[row]} taken for {names[column]}: {number}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, before = parse_args(argv), None
+    if args.out is not None:
+        folder = args.out.resolve().parent
+        need(folder.is_dir() and os.access(folder, os.W_OK) and not args.out.is_dir(),
+             f"--out {args.out} cannot be written")  # fmt: skip
+    if args.again is not None:
+        with refusing(OSError, ValueError):
+            before = json.loads(args.again.read_text())
+        need(isinstance(before, dict) and "settings" in before, f"{args.again} is no result")
+        # Without the cache, for the numbers are to be found again and not looked up.
+        args = argparse.Namespace(**vars(args) | before["settings"] | {"cache": ""})
+    gpu, many = torch.cuda.is_available(), "RANK" in os.environ
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
+    torch.backends.cudnn.deterministic = True
+    if gpu:
+        torch.cuda.set_device(device)
+    if many:
+        dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        report = evaluate(args, before, device)
+        if report is None:
+            return 0
+        show(report)
+        if args.out is not None:
+            with refusing(OSError):
+                text = json.dumps(report, indent=1)  # with every row of numbers on one line
+                text = re.sub(r"\[\n[\d\s,]+\]", lambda row: " ".join(row[0].split()), text)
+                write_whole(args.out, text + "\n")
+            say(f"result: {args.out}")
+        changed = [] if before is None else list(differences(before["results"], report["results"]))
+        print(*changed, sep="\n", end="\n" if changed else "")
+        if before is not None:
+            say(f"{len(changed)} numbers differ" if changed else "every number was found again")
+        return int(bool(changed))
+    finally:
+        if many:
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
