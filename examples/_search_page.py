@@ -56,8 +56,8 @@ body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 80rem; 
   overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
 a { color: light-dark(#0550ae, #79b8ff); }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr));
-  gap: 1.25rem; padding: 0; list-style: none; }
+.grid { display: grid; gap: 1.25rem 1rem; padding: 0; list-style: none;
+  grid-template-columns: repeat(auto-fill, minmax(min(12rem, calc(50% - .5rem)), 1fr)); }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; max-width: 44rem;
   border-top: 1px solid var(--line); padding: 1rem 0; margin: 0; }
 .pair > p { grid-column: 1 / -1; margin: 0; }

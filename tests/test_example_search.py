@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -281,6 +282,13 @@ def show(chrome: Chrome, page: Path, width: int, motion: str) -> None:
     )
 
 
+def point_at_the_first(chrome: Chrome) -> None:
+    where = "const box = document.querySelector('.clip').getBoundingClientRect();"
+    x, y = chrome.execute_script(where + "return [box.x + box.width / 2, box.y + box.height / 2]")
+    hover = {"type": "mouseMoved", "x": x, "y": y}
+    chrome.execute_cdp_cmd("Input.dispatchMouseEvent", hover)
+
+
 PLAYING = """
 return [...document.querySelectorAll(".clip")].map(clip => [
   clip.getBoundingClientRect().top < innerHeight && clip.getBoundingClientRect().bottom > 0,
@@ -294,7 +302,8 @@ def test_page_in_a_browser(searched: Workplace, browser: Chrome, width: int) -> 
     browser.get_log("performance")
     show(browser, page, width, "no-preference")
     if folder := os.environ.get("SCREENSHOTS"):
-        browser.save_screenshot(f"{folder}/search-{width}.png")
+        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        Path(folder, f"search-{width}.png").write_bytes(base64.b64decode(shot["data"]))
     requests, failed = network(browser)
     assert {address for address in requests if not address.startswith("data:")} == {page.as_uri()}
     assert failed == []
@@ -309,13 +318,17 @@ def test_page_in_a_browser(searched: Workplace, browser: Chrome, width: int) -> 
     assert all(in_view == plays for in_view, plays in playing)
     browser.execute_script("document.querySelector('#play').click()")
     assert not any(plays for _, plays in browser.execute_script(PLAYING))
+    point_at_the_first(browser)
+    assert [plays for _, plays in browser.execute_script(PLAYING)] == [
+        number == 0 for number in range(len(playing))
+    ]
 
 
 def test_nothing_moves_for_readers_who_prefer_that(searched: Workplace, browser: Chrome) -> None:
     show(browser, searched.out / "search.html", 1300, "reduce")
     assert not any(plays for _, plays in browser.execute_script(PLAYING))
-    hover = {"type": "mouseMoved", "x": 60, "y": 260}
-    browser.execute_cdp_cmd("Input.dispatchMouseEvent", hover)
+    point_at_the_first(browser)
+    assert browser.execute_script("return document.querySelector('a:hover') !== null")
     assert not any(plays for _, plays in browser.execute_script(PLAYING))
 
 
