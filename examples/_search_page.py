@@ -95,7 +95,7 @@ def write_page(
         body += ["<h2>Query</h2>", '<ul class="grid"><li>', figure(query, clip), "</li></ul>"]
         body += ["<h2>Nearest videos</h2>", '<ul class="grid">']
         for match in nearest:
-            note = f"similarity {match.similarity:.3f} to the query at {seconds(match.a)}"
+            note = f"similarity {match.similarity:.3f}<br>to {seconds(match.a)} of the query<br>"
             body += ["<li>", figure(match.b, clip, note), "</li>"]
         body.append("</ul>" if nearest else "</ul><p>There is no other video.</p>")
     body.append("<h2>Near-duplicates</h2>")
@@ -146,8 +146,8 @@ def figure(place: Place, clip: tuple[int, int], note: str = "") -> str:
         f'<figure><a href="{escape(path.as_uri())}">'
         f'<span class="clip" style="--frames: {FRAMES}; aspect-ratio: {ratio:.4f}">'
         f'<img alt="Frames of {name}" src="{picture}"></span>'
-        f'<bdi class="name">{name}</bdi></a><figcaption>{note + "<br>" if note else ""}'
-        f"{seconds(place)} of {clock(place.duration)}"
+        f'<bdi class="name">{name}</bdi></a><figcaption>{note}'
+        f"at {seconds(place)} of {clock(place.duration)}"
         f'<code class="path" dir="ltr">{text(place.path)}</code></figcaption></figure>'
     )
 

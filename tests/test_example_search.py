@@ -210,6 +210,24 @@ def test_a_folder_of_black_videos(tmp_path: Path) -> None:
         place.run("--query", "black/a.mp4")
 
 
+def test_any_name_of_a_file(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    names = [b"not \xff utf-8.mp4", b"two\nlines.mp4", "\u202eright to left.mp4".encode()]
+    (tmp_path / "named").mkdir()
+    paths = [tmp_path / "named" / os.fsdecode(name) for name in names]
+    try:
+        for path, video in zip(paths, place.paths, strict=False):
+            path.write_bytes(video.read_bytes())
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    place.run("--query", paths[0], folder="named")
+    page = (place.out / "search.html").read_text()
+    assert all(f'href="{path.as_uri()}"' in page for path in paths)
+    rows = [json.loads(row) for row in (place.out / "manifest.jsonl").read_text().splitlines()]
+    assert {row["path"] for row in rows} == set(map(str, paths))
+    assert sorted(read_manifest(place.out / "manifest.jsonl").paths) == sorted(map(str, paths))
+
+
 def test_encoders_of_train_minimal(place: Workplace, tmp_path: Path) -> None:
     sys.path.insert(0, str(SCRIPT.parent))
     try:
