@@ -152,7 +152,9 @@ def test_table_in_the_documentation() -> None:
     assert f'--8<-- "{name}.md:table"' in (root / "docs/reference/backbones.md").read_text()
     rows = json.loads((root / f"{name}.json").read_text())["results"]
     builders = {
-        n for n in backbones.__all__ if n.islower() and not n.startswith(("load", "check", "as_", "inflate"))
+        n
+        for n in backbones.__all__
+        if n.islower() and not n.startswith(("load", "check", "as_", "inflate"))
     }
     assert {row["encoder"].partition("(")[0] for row in rows} == builders
     for row in rows:
