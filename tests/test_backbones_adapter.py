@@ -164,7 +164,7 @@ def test_weights_of_an_adapted_module_load(tmp_path: Path) -> None:
     )
     other = image_resnet()
     report = load_weights(other, tmp_path / "own.pth")
-    assert report == ([], ["model.1.weight", "model.1.bias"], "model.0.")
+    assert report == ([], ["model.1.weight", "model.1.bias"], "model.0.module.")
     torch.testing.assert_close(dict(other.state_dict()), dict(encoder.state_dict()))
 
 

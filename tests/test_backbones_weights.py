@@ -8,71 +8,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from published import BLOCKS, State, make_state, pyslowfast_layers, pytorchvideo_layers, under
 from torch import Tensor
 from torch.nn import functional as F
 
 from iivcl.backbones import VideoResNet, load_weights, slow_r50, slow_resnet
-
-Shape = tuple[int, ...]
-State = dict[str, Tensor]
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-
-
-def pyslowfast_layers(depth: int = 50) -> Iterator[tuple[str, str, Shape]]:
-    """Give the names of every convolution and of its norm, and the shape of the kernel."""
-    yield "s1.pathway0_stem.conv", "s1.pathway0_stem.bn", (64, 3, 1, 7, 7)
-    width = 64
-    for stage, blocks in enumerate(BLOCKS[depth], start=2):
-        inner, temporal = 64 * 2 ** (stage - 2), 3 if stage >= 4 else 1
-        for i in range(blocks):
-            block = f"s{stage}.pathway0_res{i}"
-            if i == 0:
-                yield f"{block}.branch1", f"{block}.branch1_bn", (4 * inner, width, 1, 1, 1)
-            for letter, shape in (
-                ("a", (inner, width, temporal, 1, 1)),
-                ("b", (inner, inner, 1, 3, 3)),
-                ("c", (4 * inner, inner, 1, 1, 1)),
-            ):
-                yield f"{block}.branch2.{letter}", f"{block}.branch2.{letter}_bn", shape
-            width = 4 * inner
-
-
-def pytorchvideo_layers() -> Iterator[tuple[str, str, Shape]]:
-    yield "blocks.0.conv", "blocks.0.norm", (64, 3, 1, 7, 7)
-    width = 64
-    for stage, blocks in enumerate(BLOCKS[50], start=1):
-        inner, temporal = 64 * 2 ** (stage - 1), 3 if stage >= 3 else 1
-        for i in range(blocks):
-            block = f"blocks.{stage}.res_blocks.{i}"
-            if i == 0:
-                shape: Shape = (4 * inner, width, 1, 1, 1)
-                yield f"{block}.branch1_conv", f"{block}.branch1_norm", shape
-            for letter, shape in (
-                ("a", (inner, width, temporal, 1, 1)),
-                ("b", (inner, inner, 1, 3, 3)),
-                ("c", (4 * inner, inner, 1, 1, 1)),
-            ):
-                yield f"{block}.branch2.conv_{letter}", f"{block}.branch2.norm_{letter}", shape
-            width = 4 * inner
-
-
-def make_state(layers: Iterator[tuple[str, str, Shape]], prefix: str = "") -> State:
-    state = {}
-    for conv, norm, shape in layers:
-        fan_in = shape[1] * shape[2] * shape[3] * shape[4]
-        state[f"{prefix}{conv}.weight"] = torch.randn(shape) / fan_in**0.5
-        state[f"{prefix}{norm}.weight"] = torch.rand(shape[0]) + 0.5
-        state[f"{prefix}{norm}.bias"] = torch.randn(shape[0]) / 10
-        state[f"{prefix}{norm}.running_mean"] = torch.randn(shape[0]) / 10
-        state[f"{prefix}{norm}.running_var"] = torch.rand(shape[0]) + 0.5
-        state[f"{prefix}{norm}.num_batches_tracked"] = torch.tensor(7)
-    return state
-
 
 @pytest.fixture(scope="module")
 def original() -> State:
@@ -303,10 +248,6 @@ def test_file_without_a_state_dict(content: object, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small() -> State:
     return dict(make_small().state_dict())
-
-
-def under(prefix: str, state: State) -> State:
-    return {prefix + name: value for name, value in state.items()}
 
 
 HEAD = {"weight": torch.zeros(8, 512)}
