@@ -5,11 +5,11 @@ Tensors of one number each, seen as large: files of any network are written and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Shape = tuple[int, ...]
 Layer = tuple[str, str, Shape]  # names of a convolution and of its norm, shape of the kernel
@@ -119,17 +119,24 @@ def with_blocks(state: State) -> State:
     return state | {f"{block_of[stage]}.{rest}": value for (stage, rest), value in pairs}
 
 
-def make_state(layers: Iterable[Layer], prefix: str = "") -> State:
+def empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network without filling it, for a file that does."""
+    with torch.device("meta"):
+        module = build()
+    return module.to_empty(device="cpu")
+
+
+def make_state(layers: Iterable[Layer]) -> State:
     """Weights with which the network computes something."""
     state = {}
     for conv, norm, shape in layers:
         fan_in = torch.Size(shape[1:]).numel()
-        state[f"{prefix}{conv}.weight"] = torch.randn(shape) / fan_in**0.5
-        state[f"{prefix}{norm}.weight"] = torch.rand(shape[0]) + 0.5
-        state[f"{prefix}{norm}.bias"] = torch.randn(shape[0]) / 10
-        state[f"{prefix}{norm}.running_mean"] = torch.randn(shape[0]) / 10
-        state[f"{prefix}{norm}.running_var"] = torch.rand(shape[0]) + 0.5
-        state[f"{prefix}{norm}.num_batches_tracked"] = torch.tensor(7)
+        state[f"{conv}.weight"] = torch.randn(shape) / fan_in**0.5
+        state[f"{norm}.weight"] = torch.rand(shape[0]) + 0.5
+        state[f"{norm}.bias"] = torch.randn(shape[0]) / 10
+        state[f"{norm}.running_mean"] = torch.randn(shape[0]) / 10
+        state[f"{norm}.running_var"] = torch.rand(shape[0]) + 0.5
+        state[f"{norm}.num_batches_tracked"] = torch.tensor(7)
     return state
 
 

@@ -18,6 +18,7 @@ from published import (
     State,
     coclr_file,
     coclr_layers,
+    empty,
     make_state,
     moco_file,
     numbered,
@@ -57,18 +58,15 @@ def numbers(module: nn.Module) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def backbone() -> VideoEncoder:
     """A Slow R50 whose every tensor the tests overwrite."""
-    with torch.device("meta"):
-        module = slow_r50()
-    return module.to_empty(device="cpu")
+    return empty(slow_r50)
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     """An image network without its classifier, alike."""
-    with torch.device("meta"):
-        module = torchvision.models.resnet50()
+    module = empty(torchvision.models.resnet50)
     module.fc = nn.Identity()
-    return module.to_empty(device="cpu")
+    return module
 
 
 @pytest.mark.parametrize("file", RHO_FILES)

@@ -89,10 +89,10 @@ def load_weights(
 
     Reads the files of PySlowFast, supervised or self-supervised, of PyTorchVideo, torchvision and
     CoCLR, and the state dict of an encoder made here; into any other module, and into one behind
-    `as_encoder`, the files whose names are the module's own. The encoder is found wherever it is in the file:
-    under a key such as ``"state_dict"``, behind ``module.`` or ``_orig_mod.``, as ``encoder_q`` of
-    a model, as ``0`` of ``Sequential(backbone, head)``. Of a query and a momentum encoder, the
-    query encoder is taken. When the file does not fit, nothing is loaded, and the error names what
+    `as_encoder`, the files whose names are the module's own. The encoder is found wherever it is in
+    the file: under a key such as ``"state_dict"``, behind ``module.`` or ``_orig_mod.``, as
+    ``encoder_q`` of a model, as ``0`` of ``Sequential(backbone, head)``. Of a query and a momentum
+    encoder, the query encoder is taken. When the file does not fit, nothing is loaded, and the error names what
     is missing, what the encoder has not, and what is of another shape.
 
     A pickled file is read with ``weights_only=True``: no code in it is run. A file named
@@ -132,9 +132,18 @@ def load_weights(
     names = {our: name for our, name in zip(ours, inside, strict=True) if our}  # of the file
     missing = [name for name in expected if name not in names]
     shared = [name for name in expected if name in names]
+    lost = [name for name in missing if not name.endswith("num_batches_tracked")]
+    strange = [name for our, name in names.items() if our not in expected]
+    if lost:  # it may be there by another name, beside what has its own
+        parts = {name.partition(".")[0] for name in expected}
+        strange += [
+            name
+            for our, name in zip(ours, inside, strict=True)
+            if not our and name[len(prefix) :].partition(".")[0] in parts
+        ]
     problems = {
-        "missing in the file": [n for n in missing if not n.endswith("num_batches_tracked")],
-        "not in the backbone": [name for our, name in names.items() if our not in expected],
+        "missing in the file": lost,
+        "not in the backbone": strange,
         "of another shape": [
             f"{n} {tuple(tensors[names[n]].shape)} instead of {tuple(expected[n].shape)}"
             for n in shared
