@@ -92,8 +92,8 @@ def load_weights(
     `as_encoder`, the files whose names are the module's own. The encoder is found wherever it is in
     the file: under a key such as ``"state_dict"``, behind ``module.`` or ``_orig_mod.``, as
     ``encoder_q`` of a model, as ``0`` of ``Sequential(backbone, head)``. Of a query and a momentum
-    encoder, the query encoder is taken. When the file does not fit, nothing is loaded, and the error names what
-    is missing, what the encoder has not, and what is of another shape.
+    encoder, the query encoder is taken. When the file does not fit, nothing is loaded, and the
+    error names what is missing, what the encoder has not, and what is of another shape.
 
     A pickled file is read with ``weights_only=True``: no code in it is run. A file named
     ``*.safetensors`` is read by the package safetensors, an extra of this one.
@@ -156,7 +156,8 @@ def load_weights(
             + (f" under {prefix!r}; " if prefix else "; ")
             + "; ".join(f"{_summary(names)} {what}" for what, names in problems.items() if names)
         )
-    if f"{prefix}block1.0.bn1.weight" in tensors and module.stages[0][0][1].eps != 1e-5:
+    eps = {norm.eps for norm in module.modules() if isinstance(norm, nn.BatchNorm3d)}
+    if f"{prefix}block1.0.bn1.weight" in tensors and eps != {1e-5}:
         raise ValueError(
             f"`path` {path!r} is of CoCLR, whose batch norms add 1e-5 to the variance, which no "
             "file tells: build the backbone by `s3d(norm_eps=1e-5)`"
