@@ -6,8 +6,8 @@
     sbatch examples/pretrain.sbatch --data shards/ --out run/ --preset paper
 
 This file is the settings, the methods and the loop: read it from top to bottom, copy it, change it.
-What lets a stopped run go on stands in `_resume.py` (data, checkpoints, signals), and what is seen
-of a run in `_watch.py` (numbers, pictures, health); both are copied with it.
+What lets a stopped run go on stands in `_resume.py` (data, checkpoints, signals), what is seen of a
+run in `_watch.py` (numbers, pictures, health), learning rates in `_optimizer.py`: copy all three.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from _optimizer import half_cosine, parameter_groups, set_rate
 from _resume import (
     CheckpointError,
     Data,
@@ -331,10 +332,7 @@ def build(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
             shard(module, device)
         if args.compile:
             module.compile()  # in place: no name changes
-    decayed, others = (
-        [p for p in encoder.parameters() if (p.ndim > 1) == d] for d in (True, False)
-    )
-    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others}]
+    groups = parameter_groups(encoder, lr=args.lr, weight_decay=args.weight_decay)
     optimizer: torch.optim.Optimizer = (
         torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
         if args.optimizer == "sgd"
@@ -396,13 +394,6 @@ def averaging(encoder: nn.Module, now: bool) -> Iterator[None]:
     yield
 
 
-def learning_rate(step: int, warmup: int, total: int, peak: float) -> float:
-    """Rise in a line over the warm-up, then fall along half a cosine."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
-
-
 def is_due(now: int, every: int, last: int) -> bool:
     return every > 0 and (now % every == 0 or now == last)
 
@@ -442,11 +433,10 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
         epoch, first = divmod(run.step, data.steps)
         for parts, waited in data.steps_from(epoch, first):
             log.waited(waited)
-            rate = learning_rate(run.step, warmup, total, args.lr)
+            rate = half_cosine(run.step, total, warmup=warmup, lr=args.lr)
+            set_rate(run.optimizer, rate)
             momentum = cosine_momentum(run.step, total, base=args.momentum)
             inter_weight = args.inter_weight * (run.step >= args.inter_start * total)
-            for group in run.optimizer.param_groups:
-                group["lr"] = rate
             if run.key_encoder is not None:
                 momentum_update_(run.key_encoder, run.encoder, momentum)
             keys, rows, losses = [], [], []
