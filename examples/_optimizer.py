@@ -1,13 +1,18 @@
-"""Learning rates: of a step (warm-up and half a cosine, or drops) and of a layer of an encoder."""
+"""Learning rates: of a step (warm-up and half a cosine, or drops) and of a layer of an encoder.
+
+And when the gradients of a step that is computed in parts are averaged.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 LISTS = (nn.Sequential, nn.ModuleList)
 
@@ -76,3 +81,15 @@ def layers(encoder: nn.Module) -> list[list[nn.Module]]:
 
     walk(encoder)
     return found
+
+
+@contextmanager
+def averaging(encoder: nn.Module, now: bool) -> Iterator[None]:
+    """Average gradients over the ranks in this backward pass, or only add them up on each."""
+    if isinstance(encoder, DistributedDataParallel) and not now:
+        with encoder.no_sync():
+            yield
+        return
+    if hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
+        encoder.set_requires_gradient_sync(now)
+    yield

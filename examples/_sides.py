@@ -18,7 +18,9 @@ from iivcl import data
 SETS = ("ucf101", "hmdb51", "kinetics", "ssv2", "diving48")
 
 
-def read_sides(args: argparse.Namespace) -> tuple[data.Manifest, Tensor | None, dict[str, Any]]:
+def read_sides(
+    args: argparse.Namespace, names: tuple[str, str] = ("the gallery", "the queries")
+) -> tuple[data.Manifest, Tensor | None, dict[str, Any]]:
     """List the labelled videos, and which (N,) are queries; None to leave one out."""
     source = Path(args.data)
     need(source.exists(), f"no such file or folder: {source}")
@@ -44,10 +46,11 @@ def read_sides(args: argparse.Namespace) -> tuple[data.Manifest, Tensor | None, 
     known = videos.labels >= 0
     classes = [videos.labels[known & (is_query == side)].unique() for side in (False, True)]
     if len(sides) == 2:
-        need(all(map(len, classes)), "the gallery, or the queries, have no labelled video")
+        for side, name in zip(classes, names, strict=True):
+            need(len(side) > 0, f"{name}: no video has a label")
         lacking = classes[1][~torch.isin(classes[1], classes[0])].tolist()
-        names = ", ".join(videos.classes[c] if videos.classes else str(c) for c in lacking)
-        need(not lacking, f"classes of the queries that no video of the gallery has: {names}")
+        missing = ", ".join(videos.classes[c] if videos.classes else str(c) for c in lacking)
+        need(not lacking, f"{names[1]} have classes that no video of {names[0]} has: {missing}")
     need(int(known.sum()) > 2, f"{source} has fewer than 3 videos with a label")
     rows = known.nonzero().flatten().tolist()
     videos = videos._replace(paths=[videos.paths[i] for i in rows], labels=videos.labels[known],
@@ -62,7 +65,7 @@ def read_sides(args: argparse.Namespace) -> tuple[data.Manifest, Tensor | None, 
     ]
     text = "\n".join([*videos.classes, *lines]).encode(errors="surrogateescape")
     about = {
-        "data": args.data, "split": rule, "videos": len(rows),
+        "data": str(args.data), "split": rule, "videos": len(rows),
         "unlabelled": len(known) - len(rows), "sha256": hashlib.sha256(text).hexdigest(),
     }  # fmt: skip
     return videos, is_query if len(sides) == 2 else None, about
@@ -100,7 +103,9 @@ def join(sides: list[data.Manifest]) -> tuple[data.Manifest, Tensor]:
     ]  # fmt: skip
     paths = [path for side in sides for path in side.paths]
     is_query = torch.cat([torch.full((len(s.paths),), s is not sides[0]) for s in sides])
-    return data.Manifest(paths, torch.cat(labels), torch.arange(len(paths)), classes), is_query
+    # No id is in both sides: lists of their own count from 0, and parts of one list share none.
+    ids = torch.cat([s.ids + (s is not sides[0]) * (1 + sides[0].ids.max()) for s in sides])
+    return data.Manifest(paths, torch.cat(labels), ids, classes), is_query
 
 
 def size_of(path: str) -> int:

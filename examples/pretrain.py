@@ -16,10 +16,7 @@ import argparse
 import importlib
 import itertools
 import math
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,20 +24,22 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from _optimizer import half_cosine, parameter_groups, set_rate
+from _optimizer import averaging, half_cosine, parameter_groups, set_rate
 from _resume import (
-    CheckpointError,
+    TO_BE_CONTINUED,
     Data,
     Run,
     Signals,
     begin_folder,
+    is_due,
     need,
-    publish_encoder,
+    publish,
     refusing,
     resume,
     save,
     say,
     seed_rank,
+    start,
 )
 from _watch import (
     Log,
@@ -57,12 +56,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from iivcl import IIVCLLoss, MoCoQueue, NNSupportQueue, augment, backbones
-from iivcl.data import DecodeError
 from iivcl.distributed import all_gather_cat, batch_shuffle, batch_unshuffle, rank, world_size
 from iivcl.losses import multi_positive_info_nce
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
-
-TO_BE_CONTINUED = 75  # exit status of a run that was told to stop and has saved: start it again
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {  # a GPU or a few, some thousand videos
@@ -382,22 +378,6 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
     shard_one(encoder)
 
 
-@contextmanager
-def averaging(encoder: nn.Module, now: bool) -> Iterator[None]:
-    """Average gradients over the ranks in this backward pass, or only add them up on each."""
-    if isinstance(encoder, DistributedDataParallel) and not now:
-        with encoder.no_sync():
-            yield
-        return
-    if hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
-        encoder.set_requires_gradient_sync(now)
-    yield
-
-
-def is_due(now: int, every: int, last: int) -> bool:
-    return every > 0 and (now % every == 0 or now == last)
-
-
 def about(args: argparse.Namespace) -> dict[str, Any]:
     """What must be known to use the encoder."""
     names = ("method", "backbone", "frames", "stride", "size")
@@ -490,27 +470,13 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
                 return TO_BE_CONTINUED
     bar.close()
     log.close()
-    publish_encoder(args.out, hosts)
+    publish(args.out, hosts)
     say(f"finished: {args.out / 'encoder.pt'}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local) if gpu else torch.device("cpu")
-    if gpu:
-        torch.cuda.set_device(device)
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("nccl" if gpu else "gloo", **alone)
-    try:
-        status = train(args, device, dist.new_group(backend="gloo"))
-    except (CheckpointError, Trouble, DecodeError, OSError) as error:
-        print(f"rank {rank()}: {str(error).strip()}", file=sys.stderr, flush=True)
-        return 1
-    dist.destroy_process_group()
-    return status
+    return start(partial(train, parse_args(argv)), Trouble)
 
 
 if __name__ == "__main__":
