@@ -42,6 +42,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
 
 import iivcl
 from iivcl import MoCoQueue, NNSupportQueue, augment
@@ -608,7 +609,7 @@ def start(train: Callable[[torch.device, dist.ProcessGroup], int], *errors: type
     try:
         status = train(device, dist.new_group(backend="gloo"))
     except (CheckpointError, DecodeError, OSError, *errors) as error:
-        print(f"rank {rank()}: {cause(error)}", file=sys.stderr, flush=True)
+        tqdm.write(f"rank {rank()}: {cause(error)}", file=sys.stderr)  # below what is shown
         return 1
     dist.destroy_process_group()
     return status

@@ -2,8 +2,7 @@
 
     python examples/finetune.py run/encoder.pt videos.csv --out finetuned/
     python examples/finetune.py run/encoder.pt UCF-101/ --out ucf/ --set ucf101 --lists lists/
-    python examples/finetune.py slow_r50=MoCo.pyth set/ --out ssv2/ --set ssv2 --preset ssv2
-    torchrun --nproc-per-node 8 examples/finetune.py run/encoder.pt k400/ --preset k400 ...
+    torchrun --nproc-per-node 8 examples/finetune.py slow_r50=MoCo.pyth k400/ --set kinetics ...
 
 CHECKPOINT is the `encoder.pt` of a run, a published one, or "random". DATA is what `evaluate.py`
 takes, with a split. A run that was stopped goes on with --resume auto, bit for bit. `result.json`
@@ -59,19 +58,19 @@ from tqdm import tqdm
 from iivcl.distributed import rank, world_size
 
 UCF101 = {  # the paper of rho-MoCo, arXiv 2104.14558: UCF101 and HMDB51
-    "epochs": 200, "batch_size": 64, "lr": 0.025, "schedule": "drops",
+    "epochs": 200, "batch_size": 64, "base_lr": 0.025, "schedule": "drops",
     "drop_epochs": [60, 120, 180], "weight_decay": 0.0, "dropout": 0.8,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "ucf101": UCF101,
     "hmdb51": UCF101,
     "ssv2": {  # its released configuration; the flip would turn left into right
-        "epochs": 22, "batch_size": 64, "lr": 0.12, "schedule": "drops", "drop_epochs": [14, 18],
-        "warmup_epochs": 0.19, "weight_decay": 1e-6, "dropout": 0.5, "flip": 0.0, "clips": 1,
+        "epochs": 22, "batch_size": 64, "base_lr": 0.12, "schedule": "drops",
+        "drop_epochs": [14, 18], "warmup_epochs": 0.19, "weight_decay": 1e-6, "dropout": 0.5, "flip": 0.0, "clips": 1,
         "crops": 1,
     },
     "k400": {  # the linear protocol: the encoder stays as it is
-        "tune": "head", "epochs": 60, "batch_size": 512, "lr": 4.0, "schedule": "cosine",
+        "tune": "head", "epochs": 60, "batch_size": 512, "base_lr": 4.0, "schedule": "cosine",
         "warmup_epochs": 8.0, "weight_decay": 0.0, "dropout": 0.0,
     },
 }  # fmt: skip
@@ -81,12 +80,15 @@ MAY_DIFFER = FREE | {"checkpoint", "lists", "clips", "crops"}
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", default="ucf101", choices=tuple(PRESETS))
-    preset = PRESETS[first.parse_known_args(argv)[0].preset]
+    first.add_argument("--preset", choices=tuple(PRESETS))
+    first.add_argument("--set")
+    given = first.parse_known_args(argv)[0]
+    of_set = {"hmdb51": "hmdb51", "ssv2": "ssv2", "kinetics": "k400"}.get(given.set, "ucf101")
+    preset = PRESETS[given.preset or of_set]
     parser = argparse.ArgumentParser(
         usage="%(prog)s CHECKPOINT DATA --out OUT [options]",
         description=__doc__,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=30),
     )
 
     def add(option: str, default: Any, text: str, **how: Any) -> None:
@@ -101,7 +103,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("data", help="manifest, or folder of videos")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     add("--resume", None, "go on from the newest whole checkpoint in --out", choices=("auto",))
-    add("--preset", "ucf101", "recipe", choices=tuple(PRESETS))
+    add("--preset", of_set, "recipe; default: that of --set", choices=tuple(PRESETS))
     add("--backbone", None, "if not said there: in iivcl.backbones, or my_module:my_function")
     add("--prefix", None, "of the weights in the file, where several encoders are")
     add("--set", None, "official split of", choices=SETS)
@@ -124,7 +126,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", None, "videos per step, over all ranks", type=int)
     add("--accumulate", 1, "parts that a step is computed in", type=int)
     add("--optimizer", "sgd", "with nesterov 0.9, or", choices=("sgd", "adamw"))
-    add("--lr", None, "its default grows with --batch-size", type=float)
+    of_preset = f"default: {preset['base_lr']} x batch size / {preset['batch_size']}"
+    add("--lr", None, of_preset, type=float)
     add("--schedule", None, "of the learning rate", choices=("cosine", "drops"))
     add("--drop-epochs", [], "where it falls to a tenth", type=int, nargs="*")
     add("--layer-decay", 1.0, "learning rate of a layer over that of the next", type=float)
@@ -135,7 +138,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--rand-augment", 0, "magnitude of its two operations, to 30; 0 for none", type=int)
     add("--flip", 0.5, "probability", type=float)
     zoom = [round(z, 3) for z in ZOOM]
-    add("--zoom", zoom, "short side over the side of a crop, drawn between", type=float, nargs=2)
+    add("--zoom", zoom, "short side over side of a crop, drawn between", type=float, nargs=2)
     add("--batch-norm", "local", "statistics of a rank, or of all", choices=("local", "sync"))
     precisions, layouts = ("float32", "bfloat16", "float16"), ("channels_last_3d", "contiguous")
     add("--precision", "float32", "of the network", choices=precisions)
@@ -152,7 +155,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.checkpoint, args.data = absolute(args.checkpoint), Path(args.data).resolve()
     args.lists = os.path.abspath(args.lists or args.data) if args.set else None
     if args.lr is None:
-        args.lr = preset["lr"] * args.batch_size / preset["batch_size"]
+        args.lr = preset["base_lr"] * args.batch_size / preset["batch_size"]
     return args
 
 
