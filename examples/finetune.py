@@ -66,8 +66,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hmdb51": UCF101,
     "ssv2": {  # its released configuration; the flip would turn left into right
         "epochs": 22, "batch_size": 64, "base_lr": 0.12, "schedule": "drops",
-        "drop_epochs": [14, 18], "warmup_epochs": 0.19, "weight_decay": 1e-6, "dropout": 0.5, "flip": 0.0, "clips": 1,
-        "crops": 1,
+        "drop_epochs": [14, 18], "warmup_epochs": 0.19, "weight_decay": 1e-6, "dropout": 0.5,
+        "flip": 0.0, "clips": 1, "crops": 1,
     },
     "k400": {  # the linear protocol: the encoder stays as it is
         "tune": "head", "epochs": 60, "batch_size": 512, "base_lr": 4.0, "schedule": "cosine",
