@@ -75,7 +75,7 @@ def official(args: argparse.Namespace) -> list[data.Manifest]:
     """Read the gallery and the queries of a published set."""
     root, lists = Path(args.data), Path(args.lists)
     how = {} if args.suffix is None else {"suffix": args.suffix}
-    train_test, name = ("train", "test"), "something-something-v2-{}.json"
+    train_test = ("train", "test")
     if args.set == "ucf101":
         files = [lists / f"{part}list{args.split:02}.txt" for part in train_test]
         return [data.read_ucf101_split(file, root, **how) for file in files]
@@ -86,7 +86,9 @@ def official(args: argparse.Namespace) -> list[data.Manifest]:
         read = partial(data.read_kinetics_split, missing="drop")
         folders = [root / p if (root / p).is_dir() else root for p in ("train", "val")]
         return [read(lists / "train.csv", folders[0]), read(lists / "val.csv", folders[1])]
-    if args.set == "ssv2":
+    if args.set == "ssv2":  # as it was first published, or as it is now
+        names = ("something-something-v2-{}.json", "{}.json")
+        name = next((n for n in names if (lists / n.format("labels")).exists()), names[0])
         read = partial(data.read_ssv2_split, labels_file=lists / name.format("labels"), **how)
         return [read(lists / name.format(part), root) for part in ("train", "validation")]
     return [data.read_diving48_split(lists / f"Diving48_V2_{p}.json", root) for p in train_test]
@@ -104,7 +106,8 @@ def join(sides: list[data.Manifest]) -> tuple[data.Manifest, Tensor]:
     paths = [path for side in sides for path in side.paths]
     is_query = torch.cat([torch.full((len(s.paths),), s is not sides[0]) for s in sides])
     # No id is in both sides: lists of their own count from 0, and parts of one list share none.
-    ids = torch.cat([s.ids + (s is not sides[0]) * (1 + sides[0].ids.max()) for s in sides])
+    later = 1 + max(sides[0].ids.tolist(), default=0)
+    ids = torch.cat([s.ids + (s is not sides[0]) * later for s in sides])
     return data.Manifest(paths, torch.cat(labels), ids, classes), is_query
 
 

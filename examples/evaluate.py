@@ -64,7 +64,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("data", nargs="?", help="manifest, or folder of videos")
     add("--out", None, "JSON file to write", type=Path)
     add("--again", None, "measure as this JSON file says, and compare", type=Path)
-    add("--pictures", None, "folder for neighbors.png and features.png of CHECKPOINT", type=Path)
+    add(
+        "--pictures",
+        None,
+        "folder for neighbors.png, features.png, tsne.png of CHECKPOINT",
+        type=Path,
+    )
     add("--beside", (), "random, pixels, or [BACKBONE=]FILE of another encoder", nargs="+")
     add("--backbone", None, "if not said there: in iivcl.backbones, or my_module:my_function")
     add("--prefix", None, "of the weights in the file, where several encoders are")
