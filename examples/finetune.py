@@ -41,6 +41,7 @@ from _resume import (
     is_due,
     need,
     publish,
+    refusing,
     resume,
     save,
     say,
@@ -202,7 +203,8 @@ def build(
     backbone: nn.Module, classes: int, args: argparse.Namespace, device: torch.device, hosts: Any
 ) -> Run:
     """Make everything that changes, as it is at step 0."""
-    width = width_of(backbone, args, "cpu")
+    with refusing(ValueError):  # of clips that the encoder does not take
+        width = width_of(backbone, args, "cpu")
     torch.manual_seed(args.seed)  # the same last layer on all ranks
     frozen = args.tune == "head"
     model: nn.Module = Classifier(backbone, width, classes, dropout=args.dropout, frozen=frozen)

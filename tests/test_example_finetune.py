@@ -227,6 +227,8 @@ def test_training_views_are_squares_of_the_zoom() -> None:
         (["mc3_18={encoder}", "{set}"],
          r"encoder\.pt' holds another network than `backbone`; 100 tensors .* in the file$"),
         (["random", "{set}"], r"random does not say it: give --backbone$"),
+        (["random", "{set}", "--backbone=r3d_18", "--frames=4", "--stride=1", "--size=32"],
+         r"`video` must have at least 8 frames of 16x16 pixels for the strides of this backbone; "),
         (["{encoder}", "{set}", "--batch-size=13"], r"holds 12 videos, and a step takes 13"),
         (["{encoder}", "{set}", "--batch-size=6", "--accumulate=4"], r"cannot be divided into 4"),
         (["{encoder}", "{set}", "--warmup-epochs=2"], r"must be below --epochs 2$"),
