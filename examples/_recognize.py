@@ -94,7 +94,7 @@ def test(run: Run, videos: Videos, report: Report, args: argparse.Namespace) -> 
             confusion = confusion_matrix(scores, labels)
             results[name] = {
                 "step": steps[name], **accuracy(scores, labels, tops),
-                "recall_of_classes": (confusion.diagonal() / confusion.sum(1)).tolist(),
+                "recall_of_classes": (confusion.diagonal().double() / confusion.sum(1)).tolist(),
                 "confusion": confusion.tolist(),  # a row per class, a column per guess
             }  # fmt: skip
         gone = sorted(set(range(len(videos.test.paths))) - set(places.tolist()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ from torch import Tensor
 from iivcl import data
 
 SETS = ("ucf101", "hmdb51", "kinetics", "ssv2", "diving48")
+
+
+def add_set(add: Callable[..., None]) -> None:
+    """Add the settings that choose the split of a published set."""
+    add("--set", None, "official split of", choices=SETS)
+    add("--lists", None, "folder of the lists of --set; default: DATA")
+    add("--split", 1, "of UCF101 and HMDB51", type=int, choices=(1, 2, 3))
+    add("--suffix", None, "of the files of --set that were encoded anew, such as .mp4")
 
 
 def read_sides(

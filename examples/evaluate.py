@@ -20,9 +20,7 @@ import argparse
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,7 +29,8 @@ from _features import Rows, absolute, features_of, open_encoder, parts, saved_wi
 from _pictures import draw_pictures
 from _report import Report, accuracy, differences, json_text, plain
 from _resume import need, refusing, say, write_whole
-from _sides import SETS, read_sides
+from _settings import begin_parser
+from _sides import add_set, read_sides
 from torch import Tensor
 
 from iivcl import data
@@ -49,17 +48,8 @@ FREE = {"out", "again", "pictures", "cache", "workers"}  # settings that change 
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CHECKPOINT DATA [options]\n       %(prog)s --again RESULT [--out OUT]",
-        description=__doc__,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
-    )
-
-    def add(option: str, default: Any, text: str, **how: Any) -> None:
-        shown = "" if default in (None, False, ()) else f": {default}"
-        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
-        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
-
+    usage = "%(prog)s CHECKPOINT DATA [options]\n       %(prog)s --again RESULT [--out OUT]"
+    parser, add = begin_parser(usage, __doc__)
     parser.add_argument("checkpoint", nargs="?", help="encoder.pt of pretrain.py, or others'")
     parser.add_argument("data", nargs="?", help="manifest, or folder of videos")
     add("--out", None, "JSON file to write", type=Path)
@@ -73,10 +63,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--beside", (), "random, pixels, or [BACKBONE=]FILE of another encoder", nargs="+")
     add("--backbone", None, "if not said there: in iivcl.backbones, or my_module:my_function")
     add("--prefix", None, "of the weights in the file, where several encoders are")
-    add("--set", None, "official split of", choices=SETS)
-    add("--lists", None, "folder of the lists of --set; default: DATA")
-    add("--split", 1, "of UCF101 and HMDB51", type=int, choices=(1, 2, 3))
-    add("--suffix", None, "of the files of --set that were encoded anew, such as .mp4")
+    add_set(add)
     add("--gallery", "train", "split of a manifest to search, and to train the probe on")
     add("--query", "test", "split of a manifest to measure")
     add("--hold-out", None, "share of the videos, by whole groups, as queries instead", type=float)

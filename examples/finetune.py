@@ -48,7 +48,8 @@ from _resume import (
     seed_rank,
     start,
 )
-from _sides import SETS
+from _settings import begin_parser, check_run
+from _sides import add_set
 from _watch import Log, Trouble, check_finite
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -86,20 +87,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     given = first.parse_known_args(argv)[0]
     of_set = {"hmdb51": "hmdb51", "ssv2": "ssv2", "kinetics": "k400"}.get(given.set, "ucf101")
     preset = PRESETS[given.preset or of_set]
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CHECKPOINT DATA --out OUT [options]",
-        description=__doc__,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=30),
-    )
-
-    def add(option: str, default: Any, text: str, **how: Any) -> None:
-        name = option[2:].replace("-", "_")
-        if name in preset:
-            default, text = preset[name], f"{text} (of the preset)"
-        shown = "" if default in (None, []) else f": {default}"
-        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
-        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
-
+    usage = "%(prog)s CHECKPOINT DATA --out OUT [options]"
+    parser, add = begin_parser(usage, __doc__, preset, width=30)
     parser.add_argument("checkpoint", help="encoder.pt of a run, one of others, or random")
     parser.add_argument("data", help="manifest, or folder of videos")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -107,10 +96,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--preset", of_set, "recipe; default: that of --set", choices=tuple(PRESETS))
     add("--backbone", None, "if not said there: in iivcl.backbones, or my_module:my_function")
     add("--prefix", None, "of the weights in the file, where several encoders are")
-    add("--set", None, "official split of", choices=SETS)
-    add("--lists", None, "folder of the lists of --set; default: DATA")
-    add("--split", 1, "of UCF101 and HMDB51", type=int, choices=(1, 2, 3))
-    add("--suffix", None, "of the files of --set that were encoded anew, such as .mp4")
+    add_set(add)
     add("--train", "train", "split of a manifest to train on")
     add("--test", "test", "split of a manifest to test on")
     add("--hold-out", 0.0, "share of training, by whole groups, that chooses the best", type=float)
@@ -168,10 +154,7 @@ def settle(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, of_file.get(name))
         need(getattr(args, name), f"{args.checkpoint} does not say it: give --{name}")
-    for name in ("frames", "stride", "size", "epochs", "batch_size", "accumulate", "clips",
-                 "log_every", "keep"):  # fmt: skip
-        option = "--" + name.replace("_", "-")
-        need(getattr(args, name) > 0, f"{option} must be above 0; got {getattr(args, name)}")
+    check_run(args, "clips")
     for name, most in (("dropout", 1), ("label_smoothing", 1), ("hold_out", 1), ("flip", 1.1)):
         option, value = "--" + name.replace("_", "-"), getattr(args, name)
         need(0 <= value < most, f"{option} must be in [0, 1{')]'[most > 1]}; got {value}")
@@ -181,22 +164,6 @@ def settle(args: argparse.Namespace) -> None:
     )
     need(0 < args.layer_decay <= 1, f"--layer-decay must be in (0, 1]; got {args.layer_decay}")
     need(args.mixup >= 0, f"--mixup must be at least 0; got {args.mixup}")
-    ranks_parts = world_size() * args.accumulate
-    need(
-        args.batch_size % ranks_parts == 0,
-        f"--batch-size {args.batch_size} cannot be divided into {ranks_parts} equal parts "
-        f"({world_size()} ranks x --accumulate {args.accumulate})",
-    )
-    gpu = torch.cuda.is_available()
-    need(args.batch_norm != "sync" or gpu, "--batch-norm sync works on GPUs only")
-    need(
-        args.on_error != "skip" or world_size() == 1,
-        "--on-error skip makes batches unequal, and ranks need equal ones: use substitute",
-    )
-    need(
-        0 <= args.warmup_epochs < args.epochs,
-        f"--warmup-epochs {args.warmup_epochs} must be below --epochs {args.epochs}",
-    )
 
 
 def build(
@@ -208,7 +175,7 @@ def build(
     torch.manual_seed(args.seed)  # the same last layer on all ranks
     frozen = args.tune == "head"
     model: nn.Module = Classifier(backbone, width, classes, dropout=args.dropout, frozen=frozen)
-    model = model.to(device, memory_format=getattr(torch, layout(args)))
+    model = model.to(device, memory_format=layout(args))
     if args.batch_norm == "sync":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     groups = parameter_groups(
@@ -228,8 +195,9 @@ def build(
                hosts=hosts, seed=args.seed)  # fmt: skip
 
 
-def layout(args: argparse.Namespace) -> str:
-    return args.memory_format if args.memory_format != "contiguous" else "contiguous_format"
+def layout(args: argparse.Namespace) -> torch.memory_format:
+    last = args.memory_format == "channels_last_3d"
+    return torch.channels_last_3d if last else torch.contiguous_format
 
 
 def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> int:
@@ -331,7 +299,7 @@ def take_step(
         if args.mixup:
             mix = v2.MixUp(num_classes=classes, alpha=args.mixup)
             clips, target = mix(tv_tensors.Video(clips), labels)  # target (B, classes)
-        clips = clips.as_subclass(Tensor).contiguous(memory_format=getattr(torch, layout(args)))
+        clips = clips.as_subclass(Tensor).contiguous(memory_format=layout(args))
         with averaging(run.encoder, now=number == len(batches)):
             with torch.autocast(run.device.type, dtype, half):
                 logits = run.encoder(clips).float()  # (B, classes)

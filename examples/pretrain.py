@@ -41,6 +41,7 @@ from _resume import (
     seed_rank,
     start,
 )
+from _settings import begin_parser, check_run
 from _watch import (
     Log,
     Trouble,
@@ -76,20 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", default="small", choices=tuple(PRESETS))
     preset = PRESETS[first.parse_known_args(argv)[0].preset]
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --data DATA --out OUT [options]",
-        description=__doc__,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
-    )
-
-    def add(option: str, default: Any, text: str, **how: Any) -> None:
-        name = option[2:].replace("-", "_")
-        if name in preset:
-            default, text = preset[name], f"{text} (of the preset)"
-        shown = "" if default is None or default is False else f": {default}"
-        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
-        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
-
+    parser, add = begin_parser("%(prog)s --data DATA --out OUT [options]", __doc__, preset)
     parser.add_argument("--data", type=Path, required=True, help="folder, manifest or tar shards")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     add("--resume", None, "go on from the newest whole checkpoint in --out", choices=("auto",))
@@ -149,17 +137,8 @@ def settle(args: argparse.Namespace) -> None:
     if args.batch_norm is None:
         # Shuffling sends every clip to every rank: on many it costs more than the step.
         args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
-    for name in ("frames", "stride", "size", "dim", "queue_size", "batch_size", "accumulate",
-                 "epochs", "log_every", "keep"):  # fmt: skip
-        option = "--" + name.replace("_", "-")
-        need(getattr(args, name) > 0, f"{option} must be above 0; got {getattr(args, name)}")
+    check_run(args, "dim", "queue_size")
     need(args.clips >= 2, f"--clips must be at least 2; got {args.clips}")
-    parts = ranks * args.accumulate
-    need(
-        args.batch_size % parts == 0,
-        f"--batch-size {args.batch_size} cannot be divided into "
-        f"{parts} equal parts ({ranks} ranks x --accumulate {args.accumulate})",
-    )
     need(
         args.queue != "shard" or args.queue_size % ranks == 0,
         f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks",
@@ -177,16 +156,7 @@ def settle(args: argparse.Namespace) -> None:
         f"--method {args.method} has no key "
         "encoder whose batch could be shuffled: use --batch-norm sync or local",
     )
-    need(args.batch_norm != "sync" or gpu, "--batch-norm sync works on GPUs only")
-    need(
-        args.on_error != "skip" or ranks == 1,
-        "--on-error skip makes batches unequal, and ranks need equal ones: use substitute",
-    )
     need(not args.fsdp or args.precision != "float16", "--fsdp scales no loss: use bfloat16")
-    need(
-        0 <= args.warmup_epochs < args.epochs,
-        f"--warmup-epochs {args.warmup_epochs} must be below --epochs {args.epochs}",
-    )
 
 
 # Methods: each makes a loss, and keys for the queue, of B videos of V clips.

@@ -550,7 +550,7 @@ def test_official_splits_are_read_by_name(
         of_set, expected = (r["results"][str(encoder)] for r in (result, by_column))
         assert of_set["counts"] == expected["counts"]
         assert of_set["retrieval"] == expected["retrieval"]
-        assert of_set["confusion"] == expected["confusion"]
+        assert of_set["knn"] == expected["knn"]
 
 
 def test_pictures_show_hits_and_misses_and_the_features(
