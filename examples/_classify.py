@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from _features import Recipe, read_means
-from _optimizer import half_cosine, set_rate
+from _optimizer import half_cosine, make_optimizer, set_rate
 from _resume import Batches, need, stay_alive
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -156,7 +156,7 @@ def sgd_probe(
     models = classifiers(encoders, int(videos.labels.max()) + 1, args, device)
     heads = [p for model in models.values() for p in model.head.parameters()]
     groups = [{"params": heads, "scale": 1.0}]
-    optimizer = torch.optim.SGD(groups, setting["lr"], momentum=0.9, nesterov=True)
+    optimizer = make_optimizer(groups, "sgd", setting["lr"])
     per_epoch, half = len(batches), args.precision != "float32"
     dtype = getattr(torch, args.precision) if half else None
     total, warmup = (round(setting[n] * per_epoch) for n in ("epochs", "warmup_epochs"))

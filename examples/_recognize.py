@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from _classify import Softmax, subset
-from _features import read_means, versions
+from _features import Rows, read_means, versions
 from _report import Report, accuracy, json_text, plain
-from _resume import Run, averaged_buffers, need, on_rank_0, say, unwrap, write_whole
+from _resume import Run, averaged_buffers, need, on_rank_0, refusing, say, unwrap, write_whole
 from _sides import read_sides
-from torch import Tensor, nn
+from torch import nn
 
 from iivcl import data
 from iivcl.distributed import rank, world_size
@@ -35,7 +35,14 @@ class Videos:
         self.chooses, self.selection = self.test, "on the test: a biased figure; `last` is not"
         if args.hold_out:
             generator = torch.Generator().manual_seed(args.seed)
-            self.train, self.chooses = self.train.hold_out(args.hold_out, generator=generator)
+            with refusing(ValueError):
+                parts = self.train.hold_out(args.hold_out, generator=generator)
+            gone = set(self.train.labels.tolist()) - set(parts[0].labels.tolist())
+            names = ", ".join(
+                self.all.classes[c] if self.all.classes else str(c) for c in sorted(gone)
+            )
+            need(not gone, f"--hold-out {args.hold_out} leaves no training video of: {names}")
+            self.train, self.chooses = parts
             self.selection = f"on {len(self.chooses.paths)} videos held out of training by groups"
         self.classes = int(self.all.labels.max()) + 1
         root = args.data if args.data.is_dir() else args.data.parent
@@ -49,8 +56,8 @@ class Videos:
 def scores_of(
     models: dict[str, nn.Module], videos: data.Manifest, run: Run, args: argparse.Namespace,
     text: str, **views: int,
-) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
-    """Give the mean softmax (N, classes) over the views of every video, and the places (N,)."""
+) -> dict[str, Rows]:  # fmt: skip
+    """Give the mean softmax (N, classes) over the views of every video, and which video it is."""
     clips = views["clips"] * views["crops"]
     more: Report = {
         "batch_size": max(1, args.batch_size // world_size() // clips),
@@ -58,8 +65,7 @@ def scores_of(
     }
     settings = argparse.Namespace(**vars(args) | views | more)
     modules = {name: Softmax(model) for name, model in models.items()}
-    found = read_means(modules, videos, settings, run.device, text)
-    return {name: rows[:2] for name, rows in found.items()}
+    return read_means(modules, videos, settings, run.device, text)
 
 
 def validate(run: Run, videos: Videos, args: argparse.Namespace) -> dict[str, float]:
@@ -67,8 +73,8 @@ def validate(run: Run, videos: Videos, args: argparse.Namespace) -> dict[str, fl
     with averaged_buffers(run.encoder):
         models = {"": unwrap(run.encoder)}
         found = scores_of(models, videos.chooses, run, args, "validation", clips=1, crops=1)
-    top1 = torch.zeros(())
-    for scores, places in found.values():
+    top1 = torch.zeros((), dtype=torch.float64)
+    for scores, places, _ in found.values():
         if rank() == 0:
             top1.fill_(accuracy(scores, videos.chooses.labels[places], [1])["top1"])
     dist.broadcast(top1, 0, group=run.hosts)
@@ -88,12 +94,17 @@ def test(run: Run, videos: Videos, report: Report, args: argparse.Namespace) -> 
 
     def write() -> None:
         results: Report = {}
-        for name, (scores, places) in found.items():
+        for name, (scores, places, repeats) in found.items():
             labels = videos.test.labels[places]
             tops = [k for k in (1, 5) if k <= videos.classes]
             confusion = confusion_matrix(scores, labels)
             results[name] = {
-                "step": steps[name], **accuracy(scores, labels, tops),
+                "step": steps[name],
+                "counts": {
+                    "tested": len(scores), "skipped": len(videos.test.paths) - len(scores),
+                    "repeated_views": int(repeats.sum()),
+                },
+                **accuracy(scores, labels, tops),
                 "recall_of_classes": (confusion.diagonal().double() / confusion.sum(1)).tolist(),
                 "confusion": confusion.tolist(),  # a row per class, a column per guess
             }  # fmt: skip

@@ -27,7 +27,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from _classify import ZOOM, Classifier, TrainingViews, to_input, width_of
 from _features import Recipe, absolute, open_encoder, parts, saved_with
-from _optimizer import averaging, drops, half_cosine, parameter_groups, set_rate
+from _optimizer import (
+    averaging,
+    drops,
+    half_cosine,
+    make_optimizer,
+    parameter_groups,
+    set_rate,
+)
 from _recognize import Videos, protocol, test, validate
 from _report import Report
 from _resume import (
@@ -182,11 +189,7 @@ def build(
         model.backbone, model.head, lr=args.lr, weight_decay=args.weight_decay,
         layer_decay=args.layer_decay,
     )  # fmt: skip
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
-        if args.optimizer == "sgd"
-        else torch.optim.AdamW(groups, args.lr)
-    )
+    optimizer = make_optimizer(groups, args.optimizer, args.lr)
     if world_size() > 1:
         model = DistributedDataParallel(model)
     seed_rank(args.seed, step=0)  # ranks drop and mix differently

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from _optimizer import averaging, half_cosine, parameter_groups, set_rate
+from _optimizer import averaging, half_cosine, make_optimizer, parameter_groups, set_rate
 from _resume import (
     TO_BE_CONTINUED,
     Data,
@@ -299,11 +299,7 @@ def build(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
         if args.compile:
             module.compile()  # in place: no name changes
     groups = parameter_groups(encoder, lr=args.lr, weight_decay=args.weight_decay)
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
-        if args.optimizer == "sgd"
-        else torch.optim.AdamW(groups, args.lr, weight_decay=0.0)
-    )
+    optimizer = make_optimizer(groups, args.optimizer, args.lr)
     if world_size() > 1 and not args.fsdp:
         encoder = DistributedDataParallel(encoder)
     rows = args.queue_size // (world_size() if args.queue == "shard" else 1)

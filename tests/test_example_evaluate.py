@@ -134,10 +134,18 @@ def test_a_result_alone_gives_every_number_again(
 ) -> None:
     other = write_encoder(tmp_path / "other.pt", 2)
     first = tmp_path / "first.json"
-    options = ["--beside", "random", "pixels", other, "--hold-out=0.4", "--center", "--crops=3"]
+    weights = torch.load(other)["model"]  # as others save them, beside a momentum encoder
+    states = {f"encoder_{part}.{name}": w + (part == "k") for part in "qk"
+              for name, w in weights.items()}  # fmt: skip
+    torch.save({"epoch": 7, "state_dict": states}, tmp_path / "foreign.pt")
+    foreign = f"tiny_encoder:with_norm={tmp_path / 'foreign.pt'}"
+    options = ["--beside", "random", "pixels", other, foreign, "--hold-out=0.4", "--center"]
+    options += ["--crops=3"]
     options += ["--sgd-epochs=2", "--sgd-batch-size=5", "--sgd-lr=20"]
     report = result_of(first, encoder, videos / "manifest.csv", *options)
-    assert list(report["results"]) == [str(encoder), "random", "pixels", str(other)]
+    assert list(report["results"]) == [str(encoder), "random", "pixels", str(other), foreign]
+    assert report["results"][foreign] == report["results"][str(other)]
+    assert report["encoders"][foreign]["encoder"] == "that under 'state_dict.encoder_q.'"
     assert len({json.dumps(result) for result in report["results"].values()}) > 2
     assert report["protocol"]["retrieval"]["centering"] == "each side by its own mean"
     again = tmp_path / "again.json"

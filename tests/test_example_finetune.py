@@ -79,6 +79,7 @@ def test_a_short_run_and_its_test_are_those_of_loops(
         truth = test.labels.tolist()
         right = [guess == label for guess, label in zip(guesses, truth, strict=True)]
         assert found["top1"] == pytest.approx(sum(right) / 6)
+        assert found["counts"] == {"tested": 6, "skipped": 0, "repeated_views": 0}
         of_classes = [
             [r for r, label in zip(right, truth, strict=True) if label == c] for c in range(3)
         ]
@@ -227,6 +228,8 @@ def test_training_views_are_squares_of_the_zoom() -> None:
         (["mc3_18={encoder}", "{set}"],
          r"encoder\.pt' holds another network than `backbone`; 100 tensors .* in the file$"),
         (["random", "{set}"], r"random does not say it: give --backbone$"),
+        (["{encoder}", "{set}", "--hold-out=0.9"],
+         r"--hold-out 0\.9 leaves no training video of: \w+, \w+"),
         (["random", "{set}", "--backbone=r3d_18", "--frames=4", "--stride=1", "--size=32"],
          r"`video` must have at least 8 frames of 16x16 pixels for the strides of this backbone; "),
         (["{encoder}", "{set}", "--batch-size=13"], r"holds 12 videos, and a step takes 13"),
