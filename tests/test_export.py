@@ -5,6 +5,8 @@ Blocks that repeat one before are left out, which export alike; the example expo
 
 from __future__ import annotations
 
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +32,7 @@ from iivcl.backbones import (
     swin3d_t,
 )
 
-LIMIT = 300  # seconds for one encoder; MViT takes the longest by far, most of it ONNX's optimizer
+LIMIT = 200  # seconds of CPU for one encoder: MViT needs 60, most of them for ONNX's optimizer
 
 
 def residual(encoder: nn.Module) -> nn.Module:
@@ -115,9 +117,9 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     clips = torch.randn(2, 3, frames, size, size)
     norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
-        norm.momentum = None  # the statistics of this very batch
+        norm.momentum = None  # the statistics of one batch
     if norms:
-        encoder.train()(torch.randn(4, 3, frames, size, size))
+        encoder.train()(torch.randn(8, 3, frames, 2 * size, 2 * size))
     return encoder.eval().requires_grad_(False), clips
 
 
@@ -135,15 +137,14 @@ def test_torch_export(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_onnx(name: str, tmp_path: Path) -> None:
-    """In a process of its own: an exporter that hangs is ended and named."""
+    """In a process of its own: an exporter that does not end is ended and named."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         pytest.skip("the exporter of torch 2.6 and later")
     command = [sys.executable, __file__, name, str(tmp_path / "model.onnx")]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
-    except subprocess.TimeoutExpired:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGXCPU:
         pytest.fail(f"{name} is not exported to ONNX after {LIMIT} s")
     assert done.returncode == 0, done.stderr[-2000:]
     difference = float(done.stdout.split()[-1])
@@ -159,10 +160,11 @@ def check_onnx(name: str, file: Path) -> float:
     with script.exporting():
         run = script.write_onnx(program, file)
     expected = [encoder(asked) for asked in (clips, clips[:1])]
-    assert all(features.abs().max() > 0.1 for features in expected)
+    assert all(0.1 < features.abs().max() < 20 for features in expected)
     found = [run(asked) for asked in (clips, clips[:1])]
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 10))
     print(check_onnx(sys.argv[1], Path(sys.argv[2])))
