@@ -127,29 +127,29 @@ def load_weights(
     if not tensors:
         raise ValueError(f"`path` {path!r} must hold a state dict, by itself or under a key")
     prefix = _find_prefix(tensors, expected, path) if prefix is None else prefix
-    inside = [name for name in tensors if name.startswith(prefix)]
-    ours = [_ours(name[len(prefix) :], expected) for name in inside]
-    names = {our: name for our, name in zip(ours, inside, strict=True) if our}  # of the file
+    inside = {
+        name: _ours(name[len(prefix) :], expected) for name in tensors if name.startswith(prefix)
+    }
+    names = {our: name for name, our in inside.items() if our}  # of the file
     missing = [name for name in expected if name not in names]
-    shared = [name for name in expected if name in names]
     lost = [name for name in missing if not name.endswith("num_batches_tracked")]
-    strange = [name for our, name in names.items() if our not in expected]
-    if lost:  # it may be there by another name, beside what has its own
-        parts = {name.partition(".")[0] for name in expected}
-        strange += [
-            name
-            for our, name in zip(ours, inside, strict=True)
-            if not our and name[len(prefix) :].partition(".")[0] in parts
-        ]
+    shared = {our: tensors[name] for our, name in names.items() if our in expected}
     problems = {
         "missing in the file": lost,
-        "not in the backbone": strange,
+        "not in the backbone": [name for our, name in names.items() if our not in expected],
         "of another shape": [
-            f"{n} {tuple(tensors[names[n]].shape)} instead of {tuple(expected[n].shape)}"
-            for n in shared
-            if tensors[names[n]].shape != expected[n].shape
+            f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+            for name, tensor in shared.items()
+            if tensor.shape != expected[name].shape
         ],
     }
+    if lost:  # the lost may be there by a name that nobody knows, beside what has its own
+        parts = {name.partition(".")[0] for name in expected}
+        problems["not in the backbone"] += [
+            name
+            for name, our in inside.items()
+            if not our and name[len(prefix) :].partition(".")[0] in parts
+        ]
     if any(problems.values()):
         raise ValueError(
             f"`path` {path!r} holds another network than `backbone`"
@@ -162,7 +162,7 @@ def load_weights(
             f"`path` {path!r} is of CoCLR, whose batch norms add 1e-5 to the variance, which no "
             "file tells: build the backbone by `s3d(norm_eps=1e-5)`"
         )
-    module.load_state_dict({n: tensors[names[n]] for n in shared}, strict=False)
+    module.load_state_dict(shared, strict=False)
     used = set(names.values())
     return LoadReport(missing, [name for name in tensors if name not in used], prefix)
 
