@@ -145,6 +145,8 @@ class Lists:
         need(len(self.train.boxes) > 0, f"{args.train} has no box that counts")
         need(bool(true.any()), f"{args.test} has no box that counts with an action of --actions")
         need(len(self.test.boxes) > 0, "the test has no box: a lower --min-score lets more pass")
+        shared = set(self.test.keyframes) & set(self.truth.keyframes)
+        need(bool(shared), f"{args.test_boxes} has none of the keyframes of {args.test}")
         files = [args.train, args.test, args.test_boxes, args.actions, *args.exclude]
         self.about: Report = {
             "files": {file: file_hash(Path(file)) for file in files if file},
