@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from _features import absolute, build, file_hash, parts, saved_with, versions
 from _keyframes import Keyframes, batches_of_videos, open_loader
 from _optimizer import drops, parameter_groups, set_rate
-from _resume import Batches, need, refusing, say, seed_rank, unwrap, write_whole
+from _resume import Batches, need, refusing, say, seed_rank, write_whole
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -209,19 +209,18 @@ def train(args: argparse.Namespace, device: str) -> None:
     need(steps > 0, f"{args.train} has {len(training)} keyframes, and a step takes "
          f"{args.batch_size}: use a smaller --batch-size")  # fmt: skip
     encoder, about_encoder = open_encoder(args)
-    model: nn.Module = Detector(encoder, args).to(device)
+    detector = Detector(encoder, args).to(device)
     groups = parameter_groups(
-        unwrap(model).encoder, unwrap(model).head, lr=args.lr, weight_decay=args.weight_decay,
+        detector.encoder, detector.head, lr=args.lr, weight_decay=args.weight_decay,
         layer_decay=args.layer_decay,
     )  # fmt: skip
     optimizer = torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
     progress: Report = {"history": [], "last": {}, "best": {"mAP": -1.0}}  # by epochs
     if (state := begin(args)) is not None:
-        model.load_state_dict(state["model"])
+        detector.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         progress = state["progress"]
-    if world_size() > 1:
-        model = DistributedDataParallel(model)
+    model: nn.Module = DistributedDataParallel(detector) if world_size() > 1 else detector
     say(f"{len(training)} keyframes to train on, {steps} steps an epoch; {len(testing)} to test")
     first = len(progress["history"])
     bar = tqdm(initial=first * steps, total=args.epochs * steps, disable=rank() > 0, unit="step",
@@ -234,7 +233,7 @@ def train(args: argparse.Namespace, device: str) -> None:
         line |= train_epoch(model, optimizer, open_loader(training, batches), epoch, args, bar)
         is_best = False
         if (epoch + 1) % args.test_every == 0 or epoch + 1 == args.epochs:
-            found = detect(model, testing, args)
+            found = detect(detector, testing, args)
             progress["last"] = {"epoch": epoch + 1, **measure(found, lists, args)}
             line["mAP"] = progress["last"]["mAP"]
             is_best = line["mAP"] > progress["best"]["mAP"]
@@ -245,7 +244,7 @@ def train(args: argparse.Namespace, device: str) -> None:
             with refusing(OSError):
                 if epoch + 1 == args.epochs:
                     write_whole(args.out / "detections.csv", as_csv(found, lists))
-                save(args, unwrap(model), optimizer, progress, is_best)
+                save(args, detector, optimizer, progress, is_best)
     bar.close()
     if rank() == 0:
         results = {name: progress[name] for name in ("last", "best")}
@@ -269,6 +268,7 @@ def begin(args: argparse.Namespace) -> Report | None:
     )
     with refusing(OSError):
         args.out.mkdir(parents=True, exist_ok=True)
+    need(os.access(args.out, os.W_OK), f"--out {args.out} cannot be written")
     if not last.exists():
         return None
     try:
@@ -355,13 +355,13 @@ def save(
 
 
 @torch.no_grad()
-def detect(model: nn.Module, keyframes: Keyframes, args: argparse.Namespace) -> data.ActionBoxes:
+def detect(detector: Detector, keyframes: Keyframes, args: argparse.Namespace) -> data.ActionBoxes:
     """Classify all boxes of the test; all ranks get all of them."""
-    plain = unwrap(model).eval()  # ranks may have more batches than others
+    detector.eval()
     loader = open_loader(keyframes, batches_of_videos(keyframes, args.batch_size))
     parts_of_rank = [(torch.empty(0).long(), torch.empty(0, args.num_actions))]
     for clips, boxes, _, rows in tqdm(loader, "test", disable=rank() > 0, leave=False):
-        parts_of_rank.append((rows, classify(plain, clips, boxes, args).sigmoid().cpu()))
+        parts_of_rank.append((rows, classify(detector, clips, boxes, args).sigmoid().cpu()))
     found = [tuple(torch.cat(column) for column in zip(*parts_of_rank, strict=True))]
     if world_size() > 1:
         found = found * world_size()

@@ -14,9 +14,7 @@ from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import StrPath
 from iivcl.data._tables import numbered_lines, read_text, wrong
 
-__all__ = ["ActionBoxes", "Keyframe", "read_ava_actions", "read_ava_boxes", "read_ava_keyframes"]
-
-Keyframe = tuple[str, float]  # name of the video, and second in it
+__all__ = ["ActionBoxes", "read_ava_actions", "read_ava_boxes", "read_ava_keyframes"]
 
 _ITEM = re.compile(
     r'\s*(?:item|label)\s*\{(?:\s*(?:name:\s*"([^"]+)"|(?:label_)?id:\s*(\d+)|\w+:\s*\w+))*\s*\}'
@@ -42,7 +40,7 @@ class ActionBoxes(NamedTuple):
         [('a', 902)]
     """
 
-    keyframes: list[Keyframe]
+    keyframes: list[tuple[str, float]]
     boxes: Tensor
     actions: Tensor
     scores: Tensor
@@ -95,7 +93,9 @@ def read_ava_boxes(
     """
     check_at_least(1, num_actions=num_actions)
     check_choice("last", last, ("person", "score"))
-    numbers: dict[tuple[Keyframe, tuple[float, ...], float], list[int]] = {}  # of every box
+    numbers: dict[
+        tuple[tuple[str, float], tuple[float, ...], float], list[int]
+    ] = {}  # of every box
     for where, line in numbered_lines(Path(csv_file)):
         fields = [field.strip() for field in line.split(",")]
         keyframe = _keyframe(where, fields)
@@ -126,7 +126,7 @@ def read_ava_boxes(
     )
 
 
-def read_ava_keyframes(csv_file: StrPath) -> list[Keyframe]:
+def read_ava_keyframes(csv_file: StrPath) -> list[tuple[str, float]]:
     r"""Read rows of video and second, such as ``ava_val_excluded_timestamps_v2.2.csv``.
 
     Args:
@@ -192,7 +192,7 @@ def read_ava_actions(label_map: StrPath) -> dict[int, str]:
     return names
 
 
-def _keyframe(where: str, fields: list[str]) -> Keyframe:
+def _keyframe(where: str, fields: list[str]) -> tuple[str, float]:
     second = _number(fields[1]) if len(fields) > 1 else math.nan
     if not fields[0] or not 0 <= second < math.inf:
         raise wrong(where, "a video and a second from 0", ",".join(fields))
