@@ -70,6 +70,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--actions", None, "label map of the actions that are measured; default: all")
     add("--num-actions", 80, "numbers of actions, from 1", type=int)
     add("--exclude", [], "CSV of keyframes that do not count", nargs="+")
+    rules = ("false", "ignored")  # SlowFast's; AVA's since 2020
+    add("--unlisted", "false", "detections in keyframes that --test does not list", choices=rules)
     add("--iou", 0.5, "least overlap of a detection with the box that it finds", type=float)
     add("--resume", None, "go on after the last whole epoch in --out", choices=("auto",))
     add("--backbone", None, "if not said there: in iivcl.backbones, or my_module:my_function")
@@ -134,6 +136,8 @@ class Lists:
             train, self.truth = read(args.train), read(args.test)
             given = self.truth if args.test_boxes is None else read(args.test_boxes, last="score")
             self.excluded = {k for file in args.exclude for k in data.read_ava_keyframes(file)}
+            listed = data.read_ava_keyframes(args.test)
+            self.counting = listed if args.unlisted == "ignored" else None  # all
             numbers = range(1, args.num_actions + 1)
             self.names = {n: str(n) for n in numbers}
             if args.actions is not None:
@@ -374,8 +378,9 @@ def detect(detector: Detector, keyframes: Keyframes, args: argparse.Namespace) -
 
 def measure(found: data.ActionBoxes, lists: Lists, args: argparse.Namespace) -> Report:
     metrics = detection_map(
-        found, lists.truth, iou=args.iou, classes=lists.names, exclusions=lists.excluded
-    )
+        found, lists.truth, iou=args.iou, classes=lists.names, keyframes=lists.counting,
+        exclusions=lists.excluded,
+    )  # fmt: skip
     return {
         "mAP": metrics.mean_average_precision,
         "average_precision": {lists.names[n]: p for n, p in metrics.average_precision.items()},
@@ -398,6 +403,7 @@ def protocol(args: argparse.Namespace) -> Report:
             "iou": args.iou,
             "actions": "those of --actions" if args.actions else "all",
             "detections_per_keyframe": "all: every box with every action",
+            "detections_in_unlisted_keyframes": args.unlisted,
         },
         "boxes": {
             "training": "annotated", "test": of_detector if args.test_boxes else "annotated",
@@ -432,7 +438,8 @@ def as_csv(found: data.ActionBoxes, lists: Lists) -> str:
     for (video, second), box, of_box in zip(
         found.keyframes, found.boxes.tolist(), scores, strict=True
     ):
-        where = ",".join([video, f"{second:04g}", *(f"{edge:.6g}" for edge in box)])
+        when = f"{int(second):04}" if second.is_integer() else f"{second:.6f}"
+        where = ",".join([video, when, *(f"{edge:.6g}" for edge in box)])
         rows += [f"{where},{number},{of_box[number - 1]:.6g}\n" for number in lists.names]
     return "".join(rows)
 

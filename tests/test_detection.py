@@ -245,6 +245,19 @@ def test_excluded_keyframes_are_as_if_they_were_not_there() -> None:
     assert found != detection_map(*sides)
 
 
+def test_only_the_keyframes_that_are_listed_count() -> None:
+    """Where nobody is annotated, a detection is false when the keyframe counts."""
+    box = torch.tensor([[0.1, 0.1, 0.5, 0.5]])
+    truth = ActionBoxes([("v", 1)], box, torch.ones(1, 1) > 0, torch.ones(1))
+    scores = torch.tensor([[0.7], [0.9]])
+    found = ActionBoxes([("v", 1), ("v", 2)], box.expand(2, 4), scores, torch.ones(2))
+    assert detection_map(found, truth)[0] == 0.5
+    assert detection_map(found, truth, keyframes=[("v", 1), ("v", 2)])[0] == 0.5
+    assert detection_map(found, truth, keyframes=[("v", 1)])[0] == 1
+    listed = [("v", 1), ("v", 2)]
+    assert detection_map(found, truth, keyframes=listed, exclusions=[("v", 2)])[0] == 1
+
+
 def test_minus_infinity_detects_nothing() -> None:
     detections, truth = random_sides(4)
     scores = detections.actions.clone()

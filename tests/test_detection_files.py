@@ -107,9 +107,11 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: str, last: str, needs: str) -
         read_ava_boxes(file, last=last)  # type: ignore[arg-type]
 
 
-def test_a_list_of_boxes_excludes_no_keyframes(tmp_path: Path) -> None:
-    file = written(tmp_path, "a,0902\n" + TRAIN)
-    with pytest.raises(ValueError, match=r"line 2: needs a video and a second, and nothing more; "):
+def test_keyframes_are_listed_once_with_boxes_or_without(tmp_path: Path) -> None:
+    listed = read_ava_keyframes(written(tmp_path, "a,0902\n" + TRAIN + "a,0902,,,,,,\n"))
+    assert listed == [("a", 902), ("-5KQ66BBWC4", 902), ("_145Aa_xkuE", 4.5)]
+    file = written(tmp_path, "a,0902\n\na,x\n")
+    with pytest.raises(ValueError, match=r"line 3: needs a video and a second from 0; got 'a,x'$"):
         read_ava_keyframes(file)
 
 

@@ -179,6 +179,24 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
         finetune(scenes, tmp_path / "parts", "--resume=auto")
 
 
+def test_keyframes_that_the_test_does_not_list_are_false_or_ignored(
+    scenes: Path, tmp_path: Path
+) -> None:
+    rows = [row for row in (scenes / "test.csv").read_text().splitlines() if row[:4] != "v009"]
+    (tmp_path / "test.csv").write_text("\n".join([*rows, "v009,0901"]))
+    files = [f"--test={tmp_path / 'test.csv'}", f"--test-boxes={scenes / 'detected.csv'}"]
+    for unlisted in ("false", "ignored"):
+        out = tmp_path / unlisted
+        report = finetune(scenes, out, *files, "--epochs=1", f"--unlisted={unlisted}")
+        found = read_detections(out / "detections.csv")
+        assert len(found.boxes) == 12
+        gone = [("v009", 901.5)] if unlisted == "ignored" else []
+        truth = read_ava_boxes(tmp_path / "test.csv", num_actions=5)
+        again = detection_map(found, truth, classes=[1, 2, 4, 5], exclusions=gone)
+        assert report["results"]["last"]["mAP"] == pytest.approx(again[0], abs=1e-6)
+        assert report["protocol"]["measure"]["detections_in_unlisted_keyframes"] == unlisted
+
+
 def test_it_begins_with_the_weights_of_a_checkpoint_and_ends_with_what_others_read(
     scenes: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,7 @@ def read_ava_boxes(
         tuple[tuple[str, float], tuple[float, ...], float], list[int]
     ] = {}  # of every box
     for where, line in numbered_lines(Path(csv_file)):
-        fields = [field.strip() for field in line.split(",")]
+        fields = _fields(line)
         keyframe = _keyframe(where, fields)
         if not any(fields[2:]):
             continue
@@ -127,13 +127,14 @@ def read_ava_boxes(
 
 
 def read_ava_keyframes(csv_file: StrPath) -> list[tuple[str, float]]:
-    r"""Read rows of video and second, such as ``ava_val_excluded_timestamps_v2.2.csv``.
+    r"""Read which keyframes a file lists, such as ``ava_val_excluded_timestamps_v2.2.csv``.
 
     Args:
-        csv_file: The file; the list of the test set has its format, too.
+        csv_file: File whose rows begin with video and second. Boxes may follow, or nothing, as of
+            keyframes in which nobody is.
 
     Returns:
-        The keyframes in the order of the file.
+        The keyframes in the order of the file, each once.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -147,13 +148,8 @@ def read_ava_keyframes(csv_file: StrPath) -> list[tuple[str, float]]:
         >>> read_ava_keyframes(file)
         [('a', 902.0), ('a', 907.0)]
     """
-    keyframes = []
-    for where, line in numbered_lines(Path(csv_file)):
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) != 2:
-            raise wrong(where, "a video and a second, and nothing more", line)
-        keyframes.append(_keyframe(where, fields))
-    return keyframes
+    rows = numbered_lines(Path(csv_file))
+    return list(dict.fromkeys(_keyframe(where, _fields(line)) for where, line in rows))
 
 
 def read_ava_actions(label_map: StrPath) -> dict[int, str]:
@@ -190,6 +186,10 @@ def read_ava_actions(label_map: StrPath) -> dict[int, str]:
     if not names:
         raise ValueError(f"{label_map}: lists no actions")
     return names
+
+
+def _fields(line: str) -> list[str]:
+    return [field.strip() for field in line.split(",")]
 
 
 def _keyframe(where: str, fields: list[str]) -> tuple[str, float]:

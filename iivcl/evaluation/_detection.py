@@ -38,6 +38,7 @@ def detection_map(
     *,
     iou: float = 0.5,
     classes: Iterable[int] | None = None,
+    keyframes: Iterable[tuple[str, float]] | None = None,
     exclusions: Iterable[tuple[str, float]] = (),
 ) -> DetectionMetrics:
     """Measure frame-mAP: how well boxes and the scores of their actions fit the annotated ones.
@@ -52,8 +53,8 @@ def detection_map(
     which is the area under all points of the curve, as PASCAL VOC has it since 2010, not the mean
     at 11 of them. An action without a true box has none, and changes nothing.
 
-    It is the measure of AVA, and its evaluation server first keeps the 50 best (box, action) pairs
-    of every keyframe; here all count. An action that a detection leaves out has a score of -inf.
+    It is the measure of AVA, whose own evaluation first keeps the 50 best (box, action) pairs of
+    every keyframe; here all count. An action that a detection leaves out has a score of -inf.
 
     Args:
         detections: N boxes with scores ``actions`` (N, A), of any range. Equal scores rank in the
@@ -63,7 +64,10 @@ def detection_map(
         iou: Least intersection over union, in (0, 1].
         classes: Numbers, from 1, of the actions to average over: 60 of the 80 in AVA, as its label
             map lists them. All by default.
-        exclusions: Keyframes in which neither detections nor true boxes count.
+        keyframes: Keyframes in which detections and true boxes count; by default all. AVA's own
+            evaluation counts those that its list of true boxes names, since 2020; before it counted
+            all, as SlowFast's does: a detection where nobody is annotated is false.
+        exclusions: Keyframes in which they do not count.
 
     Returns:
         The measure and the counts behind it.
@@ -71,7 +75,7 @@ def detection_map(
     Raises:
         TypeError: ``detections`` have no scores, or ``truth`` is not bool.
         ValueError: A shape does not fit, a box is empty or no number, an argument is out of range,
-            or no true box shows one of ``classes``.
+            or no true box that counts shows one of ``classes``.
 
     Example:
         >>> from iivcl.data import ActionBoxes
@@ -94,9 +98,11 @@ def detection_map(
     numbers = list(range(1, columns + 1)) if classes is None else sorted(set(classes))
     if not all(1 <= number <= columns for number in numbers):
         raise ValueError(f"`classes` must be in [1, {columns}]; got {numbers}")
-    excluded = set(exclusions)
-    detections = _take_side("detections", detections, excluded)
-    truth = _take_side("truth", truth, excluded)
+    if keyframes is None:
+        keyframes = {*detections.keyframes, *truth.keyframes}
+    counting = set(keyframes) - set(exclusions)
+    detections = _take_side("detections", detections, counting)
+    truth = _take_side("truth", truth, counting)
     sound = ~detections.actions.isnan().any(dim=1)
     warn_of_rows("detections.actions", sound)
     detections = detections.select(sound)
@@ -111,13 +117,13 @@ def detection_map(
         if counts[number]
     }
     if not precision:
-        raise ValueError("`truth` has no box that shows one of `classes`, outside of `exclusions`")
+        raise ValueError("`truth` has no box that shows one of `classes` in a keyframe that counts")
     mean = sum(precision.values()) / len(precision)
     return DetectionMetrics(mean, precision, counts, len(set(truth.keyframes)))
 
 
-def _take_side(name: str, side: ActionBoxes, excluded: set[tuple[str, float]]) -> ActionBoxes:
-    """Check one side, and leave out the keyframes that do not count."""
+def _take_side(name: str, side: ActionBoxes, counting: set[tuple[str, float]]) -> ActionBoxes:
+    """Check one side, and take the keyframes that count."""
     rows = (len(side.keyframes), f"{name}.keyframes")
     check_shape(f"{name}.actions", side.actions, "N A", N=rows)
     check_embeddings(
@@ -130,8 +136,8 @@ def _take_side(name: str, side: ActionBoxes, excluded: set[tuple[str, float]]) -
             f"`{name}.boxes` must be finite, left < right and top < bottom; got "
             f"{side.boxes[wrong][0].tolist()}"
         )
-    counts = [keyframe not in excluded for keyframe in side.keyframes]
-    return side.select(torch.tensor(counts, dtype=torch.bool, device=side.boxes.device))
+    rows_that_count = [keyframe in counting for keyframe in side.keyframes]
+    return side.select(torch.tensor(rows_that_count, dtype=torch.bool, device=side.boxes.device))
 
 
 def _overlapping(detections: ActionBoxes, truth: ActionBoxes, iou: float) -> tuple[Tensor, Tensor]:
