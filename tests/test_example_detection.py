@@ -353,10 +353,11 @@ def test_help_fits_a_screen_and_a_half(
 @pytest.mark.slow  # trains
 def test_it_learns_what_moves_how(tmp_path: Path) -> None:
     """Far above the same boxes with scores at random."""
-    scenes = write_scenes(tmp_path, 60, 20)
-    boxes = f"--test-boxes={scenes / 'detected.csv'}"
-    report = finetune(scenes, tmp_path / "run", boxes, "--epochs=9", "--batch-size=8", "--lr=0.2",
-                      "--drop-epochs", "8")  # fmt: skip
+    scenes = write_scenes(tmp_path, 46, 16)
+    report = finetune(
+        scenes, tmp_path / "run", f"--test-boxes={scenes / 'detected.csv'}", "--epochs=8",
+        "--lr=0.2", "--drop-epochs", "7", "--test-every=8",
+    )  # fmt: skip
     found = read_detections(tmp_path / "run" / "detections.csv")
     truth = read_ava_boxes(scenes / "test.csv", num_actions=5)
     chance = np.mean([
@@ -365,8 +366,8 @@ def test_it_learns_what_moves_how(tmp_path: Path) -> None:
         ).mean_average_precision
         for _ in range(20)
     ])  # fmt: skip
-    assert chance < 0.5
-    assert report["results"]["last"]["mAP"] > 0.8
+    assert chance < 0.45
+    assert report["results"]["last"]["mAP"] > 0.65
 
 
 @pytest.mark.slow  # starts real processes
