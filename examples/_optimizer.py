@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,6 +28,15 @@ def drops(step: int, at: Sequence[int], *, warmup: int, lr: float) -> float:
     """Rise in a line over the warm-up, then fall to a tenth at every step of ``at``."""
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return lr * rise * 0.1 ** sum(step >= drop for drop in at)
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], name: Literal["sgd", "adamw"], lr: float
+) -> torch.optim.Optimizer:
+    """Make SGD with Nesterov momentum, or AdamW."""
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

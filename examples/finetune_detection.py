@@ -14,7 +14,7 @@ easier. `result.json` has the test of the last and of the best epoch with the wh
 `detections.csv` the last detections, as AVA's evaluation takes them.
 
 This file is the settings, the detector, the loop and the test; `_keyframes.py` has the clips. Copy
-both with it, and `_features.py`, `_optimizer.py`, `_resume.py`.
+both with it, and `_features.py`, `_optimizer.py`, `_report.py`, `_resume.py`, `_settings.py`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from _features import absolute, build, file_hash, parts, saved_with, versions
 from _keyframes import Keyframes, batches_of_videos, open_loader
-from _optimizer import drops, parameter_groups, set_rate
+from _optimizer import drops, make_optimizer, parameter_groups, set_rate
+from _report import Report, json_text
 from _resume import Batches, need, refusing, say, seed_rank, write_whole
+from _settings import begin_parser
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -43,23 +45,13 @@ from iivcl import augment, backbones, data
 from iivcl.distributed import rank, world_size
 from iivcl.evaluation import detection_map
 
-Report = dict[str, Any]
 TO_INPUT = augment.evaluation(224)[2:]  # to floating point, and normalised
 FREE = {"out", "resume", "videos", "workers", "test_every"}  # settings that change no result
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CHECKPOINT VIDEOS --out OUT --train CSV --test CSV [options]",
-        description=__doc__,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
-    )
-
-    def add(option: str, default: Any, text: str, **how: Any) -> None:
-        shown = "" if default in (None, []) else f": {default}"
-        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
-        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
-
+    usage = "%(prog)s CHECKPOINT VIDEOS --out OUT --train CSV --test CSV [options]"
+    parser, add = begin_parser(usage, __doc__)
     parser.add_argument("checkpoint", help="[BACKBONE=]FILE, or random")
     parser.add_argument("videos", type=Path, help="folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -218,7 +210,7 @@ def train(args: argparse.Namespace, device: str) -> None:
         detector.encoder, detector.head, lr=args.lr, weight_decay=args.weight_decay,
         layer_decay=args.layer_decay,
     )  # fmt: skip
-    optimizer = torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
+    optimizer = make_optimizer(groups, "sgd", args.lr)
     progress: Report = {"history": [], "last": {}, "best": {"mAP": -1.0}}  # by epochs
     if (state := begin(args)) is not None:
         detector.load_state_dict(state["model"])
@@ -258,7 +250,7 @@ def train(args: argparse.Namespace, device: str) -> None:
             "device": device, "ranks": world_size(),
         }  # fmt: skip
         with refusing(OSError):
-            write_whole(args.out / "result.json", json.dumps(report, indent=1) + "\n")
+            write_whole(args.out / "result.json", json_text(report))
         for name, result in results.items():
             say(f"mAP of the {name} epoch, {result['epoch']}: {result['mAP']:.4f}")
         say(f"finished: {args.out / 'result.json'}")
