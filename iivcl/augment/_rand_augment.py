@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torchvision.transforms.v2.functional as V
 from torch import Tensor
 
+from iivcl._checks import check_at_least
 from iivcl.augment._program import Choose, OnFrames, Program
 from iivcl.augment._transform import Drawn, Range, Transform, chance
 
@@ -52,9 +53,8 @@ class RandAugment(Transform[RandAugmentParams]):
 
     def __init__(self, *, num_ops: int = 2, magnitude: int = 9) -> None:
         super().__init__()
-        if num_ops < 0:
-            raise ValueError(f"`num_ops` must be at least 0; got {num_ops}")
-        if not 0 <= magnitude <= _STEPS:
+        check_at_least(0, num_ops=num_ops, magnitude=magnitude)
+        if magnitude > _STEPS:
             raise ValueError(f"`magnitude` must be in [0, {_STEPS}]; got {magnitude}")
         self.num_ops = num_ops
         self.magnitude = magnitude

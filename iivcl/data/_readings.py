@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -62,7 +61,7 @@ class Readings:
 
     def set_epoch(self, epoch: int, num_samples: int) -> None:
         """Choose the epoch, in running workers as well, and sum up the failures of the last."""
-        check_at_least(0, epoch=operator.index(epoch))
+        check_at_least(0, epoch=epoch)
         self.failures.summarise(self.epoch, num_samples)
         self._epoch.values.fill_(epoch)
 
