@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -38,6 +38,25 @@ class Shared:
         copy = type(self)(*self.values.shape)
         copy.values.copy_(self.values)
         return copy
+
+
+class Skipped(Sequence[Any]):
+    """What stands for a sample that cannot be read: false, and only `collate_clips` takes it."""
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        """Loaders without batches make copies, as of any sequence."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __len__(self) -> int:  # which PyTorch asks of every sample that it collates
+        raise ValueError(
+            "a video that cannot be read was skipped, as `failures()` tells; to leave it out of "
+            "the batch, give the DataLoader `collate_fn=iivcl.data.collate_clips`"
+        )
+
+    def __getitem__(self, index: Any) -> Any:
+        raise IndexError(index)
 
 
 class Readings:
@@ -81,7 +100,7 @@ class Readings:
                 self.record(index, path, str(error))
                 last = error
         if self._on_error == "skip":
-            return None
+            return Skipped()
         assert last is not None  # there is at least one sample to try
         raise last
 

@@ -62,7 +62,8 @@ class TarClips(IterableDataset[Any]):
             shards are read once.
         on_error: What happens when a video cannot be read: ``"raise"`` raises the `DecodeError`;
             ``"substitute"`` returns the next sample of the order that can be read, and raises
-            after 10 that cannot; ``"skip"`` returns None, which `collate_clips` leaves out.
+            after 10 that cannot; ``"skip"`` gives a false value, which `collate_clips`
+            leaves out.
         failure_log: File to which every failure is appended as a JSON line.
         seed: Seed of the order, the clip starts and the transform.
         id_offset: Added to the index that is returned, so that indices of several datasets differ.
