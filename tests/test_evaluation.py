@@ -392,5 +392,5 @@ class TestLinearProbe:
         assert torch.equal(features, before)
 
     def test_negative_weight_decay(self, data: tuple[Tensor, Tensor]) -> None:
-        with pytest.raises(ValueError, match="^`weight_decay` must be at least 0 and finite"):
+        with pytest.raises(ValueError, match=r"^`weight_decay` must be at least 0 and finite"):
             fit_linear_probe(*data, weight_decay=-1)
