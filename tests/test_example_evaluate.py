@@ -17,6 +17,7 @@ import pytest
 import tiny_encoder
 import torch
 import torch.nn.functional as F
+from example_runs import EXAMPLES
 from PIL import Image
 
 from iivcl import augment
@@ -342,7 +343,7 @@ def test_two_processes_count_each_video_once(
     (tmp_path / "five.csv").write_text("".join(["path,label\n", *rows]))
     given = [encoder, tmp_path / "five.csv"]
     alone = result_of(tmp_path / "alone.json", *given)
-    both, script = tmp_path / "both.json", pretraining.EXAMPLES / "evaluate.py"
+    both, script = tmp_path / "both.json", EXAMPLES / "evaluate.py"
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -17,11 +17,9 @@ from headless import (
     DESKTOP,
     PHONE,
     Findings,
-    find_browser,
     palette,
     prefer,
     resize,
-    start_browser,
     visit,
 )
 from PIL import Image
@@ -65,18 +63,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(site: Path) -> Iterator[Server]:
     with serve(site) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    found = find_browser()
-    if found is None:
-        missing = "a browser with its driver (apt-get install chromium chromium-driver)"
-        if os.environ.get("CI"):
-            pytest.fail(f"needs {missing}")
-        pytest.skip(f"needs {missing}")
-    with start_browser(found, tmp_path_factory.mktemp("profile")) as chrome:
-        yield chrome
 
 
 @pytest.fixture(scope="module")
