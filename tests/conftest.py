@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 
+if "OMP_NUM_THREADS" not in os.environ:
+    # Shapes are small: a second thread waits for the first, and on a busy machine for long.
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
+
+
 def pytest_report_header() -> str:
     return f"iivcl {iivcl.__version__} from {iivcl.__path__[0]}, torch {torch.__version__}"
 

@@ -343,7 +343,7 @@ def test_uint8_video() -> None:
 def test_unknown_depth_and_dilation() -> None:
     with pytest.raises(ValueError, match=r"^`depth` must be one of \(18, 50, 101\); got 34$"):
         slow_resnet(34)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^`res5_dilation` must be 1 or 2; got 4$"):
+    with pytest.raises(ValueError, match=r"^`res5_dilation` must be one of \(1, 2\); got 4$"):
         slow_resnet(18, res5_dilation=4)  # type: ignore[arg-type]
 
 
