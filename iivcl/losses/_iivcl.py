@@ -50,8 +50,8 @@ class IIVCLLoss(nn.Module):
     For a query q, the keys k_1..k_P of other clips of its video, and a queue Q of past keys::
 
         intra    positives k_1..k_P, negatives the rows of Q of other videos
-        inter    positives the num_neighbors rows of Q nearest to the key, negatives the other rows
-                 of Q of other videos
+        inter    positives the num_neighbors rows of Q nearest to the key,
+                 negatives the other rows of Q of other videos
         loss     intra + inter_weight * inter
 
     Both are multi-positive InfoNCE losses of one ``form`` (`multi_positive_info_nce` has the
