@@ -17,6 +17,7 @@ import pretraining
 import pytest
 import torch
 import torchvision
+from adapted import image_resnet, timm_vit, video_mae
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -70,32 +71,9 @@ def padded() -> nn.Module:
     return PaddedConv3d.convert_conv3d(model)
 
 
-def frame_by_frame() -> VideoEncoder:
-    trunk = nn.Sequential(*list(torchvision.models.resnet18().children())[:-2])
-    return as_encoder(trunk, feature_dim=512, strides=(1, 32), layout="BCHW")
-
-
 def inflated() -> VideoEncoder:
     trunk = nn.Sequential(*list(torchvision.models.resnet18().children())[:-2])
     return as_encoder(inflate(trunk), feature_dim=512, strides=(1, 32))
-
-
-def video_mae() -> VideoEncoder:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.VideoMAEConfig(
-        image_size=32, num_frames=4, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32,
-    )  # fmt: skip
-    model = transformers.VideoMAEModel(config)
-    return as_encoder(model, feature_dim=24, strides=(2, 16), layout="BTCHW")
-
-
-def timm_vit() -> VideoEncoder:
-    timm = pytest.importorskip("timm")
-    options = {"pretrained": False, "img_size": 32, "num_classes": 0, "depth": 1}
-    model = timm.create_model("vit_tiny_patch16_224", global_pool="", **options)
-    options = {"feature_dim": 192, "strides": (1, 16), "layout": "BCHW"}
-    return as_encoder(model, pool="first", prefix_tokens=1, **options)
 
 
 Exported = tuple[str, nn.Module, Tensor, ExportedProgram]
@@ -109,7 +87,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "mvit_v2_s": short_mvit,
     "swin3d_t": short_swin,
     "PaddedConv3d": padded,
-    "as_encoder, BCHW": frame_by_frame,
+    "as_encoder, BCHW": image_resnet,
     "as_encoder, inflated": inflated,
     "as_encoder, VideoMAE": video_mae,
     "as_encoder, timm": timm_vit,
