@@ -108,6 +108,7 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
         {"tolerance": 0.1},
     ),
     "backbones.inflate": (partial(backbones.inflate, nn.Conv2d(1, 1, 1)), {"frames": 3}),
+    "backbones.s3d": (partial(on_meta, backbones.s3d), {"norm_eps": 1e-3}),
     "backbones.slow_r50": (
         partial(on_meta, backbones.slow_r50),
         {"res5_dilation": 1, "in_channels": 3},
