@@ -165,8 +165,20 @@ def test_weights_of_an_adapted_module_load(tmp_path: Path) -> None:
     )
     other = image_resnet()
     report = load_weights(other, tmp_path / "own.pth")
-    assert report == ([], ["model.1.weight", "model.1.bias"], "model.0.")
+    assert report == ([], ["model.1.weight", "model.1.bias"], "model.0.module.")
     torch.testing.assert_close(dict(other.state_dict()), dict(encoder.state_dict()))
+
+
+def test_a_renamed_block_of_an_adapted_module(tmp_path: Path) -> None:
+    path = tmp_path / "own.pth"
+    state = image_resnet().module.state_dict()
+    torch.save({name.replace("4.1.", "4.9."): value for name, value in state.items()}, path)
+    names = "(4.1.bn1.bias, 4.1.bn1.running_mean, 4.1.bn1.running_var, ...) missing in the file; "
+    names += "12 tensors (4.9.bn1.bias, 4.9.bn1.num_batches_tracked, 4.9.bn1.running_mean, ...) "
+    with pytest.raises(
+        ValueError, match=re.escape(f"`backbone`; 10 tensors {names}not in the backbone")
+    ):
+        load_weights(image_resnet(), path)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 5])

@@ -81,7 +81,7 @@ class _Adapted(VideoEncoder):
     prefix_tokens: int
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        clips = len(video)
+        clips = video.shape[0]  # len() would fix the batch of an exported program
         inputs = {
             "BCTHW": "b c t h w -> b c t h w",
             "BTCHW": "b c t h w -> b t c h w",
