@@ -13,6 +13,7 @@ from iivcl import IIVCLLoss, NNSupportQueue
 from iivcl.testing import assert_ddp_equivalent, run_on_ranks
 
 
+@pytest.mark.slow
 def test_negatives_of_all_ranks_pass() -> None:
     """The loss with a queue stands in the docstring's example, which the tests run as well."""
     assert_ddp_equivalent(batch_negatives_of_all_ranks, world_size=2)
@@ -27,6 +28,7 @@ def test_negatives_of_the_own_rank_only_are_caught() -> None:
         assert_ddp_equivalent(loss_fn, world_size=2)
 
 
+@pytest.mark.slow
 def test_a_loss_without_gradient_is_caught() -> None:
     with pytest.raises(Exception, match="does not require grad"):
         assert_ddp_equivalent(constant, world_size=2)
