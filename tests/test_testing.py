@@ -13,7 +13,6 @@ from iivcl import IIVCLLoss, NNSupportQueue
 from iivcl.testing import assert_ddp_equivalent, run_on_ranks
 
 
-@pytest.mark.slow
 def test_negatives_of_all_ranks_pass() -> None:
     """The loss with a queue stands in the docstring's example, which the tests run as well."""
     assert_ddp_equivalent(batch_negatives_of_all_ranks, world_size=2)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, video
 
+from iivcl._checks import check_within
 from iivcl.backbones._convolution import PaddedConv3d
 from iivcl.backbones._encoder import VideoEncoder, with_mean
 from iivcl.backbones._resnet import VideoResNet
@@ -119,6 +122,7 @@ def s3d(
     Source:
         Xie et al., "Rethinking Spatiotemporal Feature Learning", arXiv 1712.04851, section 4.
     """
+    check_within(0, math.inf, norm_eps=norm_eps)
     model = video.s3d(weights=weights)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm3d):
