@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from iivcl._candidates import ChunkSize, check_chunk_size
+from iivcl._candidates import NO_LOGIT, ChunkSize, check_chunk_size
 from iivcl._checks import (
     as_several,
     check_at_least,
@@ -19,7 +19,7 @@ from iivcl._checks import (
     normalize_alike,
 )
 from iivcl._precision import without_autocast
-from iivcl.losses._forms import FORMS, Form, Held, log_add_exp, row_losses
+from iivcl.losses._forms import FORMS, Form, log_add_exp, row_losses
 from iivcl.queues import MoCoQueue, Neighbors, NNSupportQueue
 
 __all__ = ["IIVCLLoss", "IIVCLOutput"]
@@ -190,12 +190,18 @@ class IIVCLLoss(nn.Module):
             if self.batch_negatives:
                 others = placement.others_of_batch(keys, ids)
                 rest = log_add_exp(rest, others.log_sum_exp(scaled, chunk_size=self.chunk_size))
-            neighbors, clips = Held(neighbor_logits), Held(torch.einsum("bd,bpd->bp", scaled, keys))
-            everything = neighbors.log_sum_exp(is_neighbor, rest)  # of the queue, and of the batch
-            is_clip = torch.ones_like(clips.logits, dtype=torch.bool)
-            intra = row_losses(self.form, clips, is_clip, everything)
-            inter = row_losses(self.form, neighbors, is_neighbor, rest, everything)
-            return placement.mean(intra, is_clip.any(1)), placement.mean(inter, is_neighbor.any(1))
+            clip_logits = torch.einsum("bd,bpd->bp", scaled, keys)
+            logits = torch.cat([clip_logits, neighbor_logits, rest[:, None]], 1)
+            # Both terms at once, (2, B, P + k + 1): the clips are the positives of the first, which
+            # are absent from the second, whose positives are the neighbours.
+            clips, others = slice(0, keys.shape[1]), slice(keys.shape[1], -1)
+            positive = torch.zeros((2, *logits.shape), dtype=torch.bool, device=logits.device)
+            absent = torch.zeros_like(positive)
+            positive[0, :, clips] = absent[1, :, clips] = True
+            positive[1, :, others], absent[:, :, others] = is_neighbor, ~is_neighbor
+            losses = row_losses(self.form, logits.masked_fill(absent, NO_LOGIT), positive)
+            intra, inter = placement.mean(losses, positive.any(2)).unbind()
+            return intra, inter
 
     def extra_repr(self) -> str:
         """Describe the options in the repr."""

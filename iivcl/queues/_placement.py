@@ -122,15 +122,15 @@ class Placement(NamedTuple):
         return others._replace(ids=key_ids.repeat_interleave(clips), query_ids=ids)
 
     def mean(self, losses: Tensor, counted: Tensor) -> Tensor:
-        """Average the losses (B,) of the rows that are ``counted`` (B,), and 0 elsewhere.
+        """Average the losses (..., B) of the rows that are ``counted`` (..., B), and 0 elsewhere.
 
         The rows of all ranks count alike, though ranks may have different numbers of them.
         """
-        count = counted.sum()
+        count = counted.sum(-1)
         if self.batch_ranks > 1:
             dist.all_reduce(count)
             losses = losses * self.batch_ranks
-        return losses.sum() / count.clamp(min=1)
+        return losses.sum(-1) / count.clamp(min=1)
 
     def assert_synced(self, checksum: Tensor) -> None:
         """Raise when ranks that should hold the same rows have another ``checksum`` than rank 0."""
