@@ -32,18 +32,20 @@ def row_losses(form: Form, logits: Tensor, weights: Tensor) -> Tensor:
         logits: (..., n), `NO_LOGIT` where there is none. One may be the log-sum-exp of many.
         weights: (..., n) bool or float, not negative, of any sum; 0 for a negative.
     """
-    positive = weights if weights.dtype == torch.bool else weights > 0
-    total = weights.sum(-1, dtype=logits.dtype)
-    none = total == 0
-    total = total.masked_fill(none, 1.0)
+    total = weights.sum(-1, keepdim=True, dtype=logits.dtype)
+    own = weights / total.clamp(min=torch.finfo(total.dtype).tiny)  # sums to 1, or to 0
     if form == "per_positive":
-        level = logits.masked_fill(positive, NO_LOGIT).logsumexp(-1, keepdim=True)
-        return weighted_sum(soft_margins(level, logits), weights) / total
+        level = logits.masked_fill(own > 0, NO_LOGIT).logsumexp(-1, keepdim=True)
+        return weighted_sum(own, soft_margins(level, logits))
     shares = logits.log_softmax(-1)
     if form == "out":
-        return -weighted_sum(shares, weights) / total
-    losses = mean_weight(positive, total).log() - weighted(shares, weights).logsumexp(-1)
-    return losses.masked_fill(none, 0.0)
+        return -weighted_sum(own, shares)
+    none = own == 0
+    if weights.dtype != torch.bool:
+        of_mean = own * (own > 0).sum(-1, keepdim=True)
+        shares = shares + of_mean.masked_fill(none, 1.0).log()
+    losses = -shares.masked_fill(none, NO_LOGIT).logsumexp(-1)
+    return losses.masked_fill(none.all(-1), 0.0)
 
 
 def streamed_row_losses(
@@ -70,7 +72,7 @@ def streamed_row_losses(
 
     def margins(query: Tensor, keys: Tensor, level: Tensor, span: slice) -> Tensor:
         own = weights[:, span].to(query.dtype)
-        return weighted_sum(soft_margins(level[:, None], query @ keys[span].T), own)
+        return weighted_sum(own, soft_margins(level[:, None], query @ keys[span].T))
 
     def mean_key(keys: Tensor, span: slice) -> Tensor:  # q (W K)', so that no logit is needed
         return weights[:, span].to(keys.dtype) @ keys[span]  # (B, D)
@@ -86,37 +88,21 @@ def streamed_row_losses(
     if form == "out":
         losses = everything - (query * summed(mean_key, keys)).sum(1) / total
     else:
-        losses = everything - log_sum_exp(weights) + mean_weight(positive, total).log()
+        mean_weight = total / positive.sum(1).clamp(min=1)
+        losses = everything - log_sum_exp(weights) + mean_weight.log()
     return losses.masked_fill(none, 0.0)
 
 
 def soft_margins(level: Tensor, logits: Tensor) -> Tensor:
-    """Compute ``log(1 + exp(level - s))`` without the shortcut above 20, which float64 would show.
-
-    A row without positives may have an absurd level, which must not meet its weights of 0.
-    """
+    """Compute ``log(1 + exp(level - s))`` without the shortcut above 20, which float64 would show."""
     return F.softplus(level - logits, threshold=50)
 
 
-def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """Sum up values of the positives, (..., n) to (...)."""
-    if weights.dtype == torch.bool:
-        return values.masked_fill(~weights, 0.0).sum(-1)
-    return torch.where(weights > 0, values * weights, 0.0).sum(-1)
-
-
-def weighted(logits: Tensor, weights: Tensor) -> Tensor:
-    """Logits of ``weight * exp(logit)``, `NO_LOGIT` for a weight of 0."""
-    if weights.dtype == torch.bool:
-        return logits.masked_fill(~weights, NO_LOGIT)
-    none = weights <= 0
-    logs = weights.masked_fill(none, 1.0).to(logits.dtype).log()
-    return (logits + logs).masked_fill(none, NO_LOGIT)
-
-
-def mean_weight(positive: Tensor, total: Tensor) -> Tensor:
-    """Divide the sum of a row's weights by the number of its positives."""
-    return total / positive.sum(-1).clamp(min=1)
+    if weights.requires_grad:  # of one that is 0, the derivative is 0 and not a value like 1e30
+        values = values.masked_fill(weights == 0, 0.0)
+    return (weights * values).sum(-1)
 
 
 def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
