@@ -39,7 +39,7 @@ def row_losses(form: Form, logits: Tensor, weights: Tensor) -> Tensor:
         return weighted_sum(own, soft_margins(level, logits))
     shares = logits.log_softmax(-1)
     if form == "out":
-        return -weighted_sum(own, shares)
+        return weighted_sum(-own, shares)
     none = own == 0
     if weights.dtype != torch.bool:
         of_mean = own * (own > 0).sum(-1, keepdim=True)
@@ -94,7 +94,7 @@ def streamed_row_losses(
 
 
 def soft_margins(level: Tensor, logits: Tensor) -> Tensor:
-    """Compute ``log(1 + exp(level - s))`` without the shortcut above 20, which float64 would show."""
+    """Compute ``log(1 + exp(level - s))``, whose shortcut above 20 float64 would show."""
     return F.softplus(level - logits, threshold=50)
 
 
