@@ -195,7 +195,8 @@ class IIVCLLoss(nn.Module):
             # are absent from the second, whose positives are the neighbours.
             shared = neighbor_logits, rest[:, None]
             absent = torch.full_like(clip_logits, NO_LOGIT)
-            logits = torch.cat([clip_logits, *shared, absent, *shared], 1).unflatten(1, (2, -1))
+            logits = torch.cat([clip_logits, *shared, absent, *shared], 1)
+            logits = logits.view(len(logits), 2, -1)
             positive = torch.zeros_like(logits, dtype=torch.bool)
             positive[:, 0, : keys.shape[1]] = True
             positive[:, 1, keys.shape[1] : -1] = is_neighbor
@@ -220,8 +221,8 @@ class _Head(NamedTuple):
     @classmethod
     def of(cls, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> _Head:
         with without_autocast(query):
-            unit = normalize_alike(query, as_several(query, key, "key").detach())
-        return cls(*unit, queue, queue.candidates(ids))
+            query, keys = normalize_alike(query, as_several(query, key, "key").detach())
+        return cls(query, keys, queue, queue.candidates(ids))
 
 
 def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> None:
