@@ -1,4 +1,4 @@
-"""What lets a run of `pretrain.py` that was stopped go on as if nothing had happened.
+"""What lets a run of an example that was stopped go on as if nothing had happened.
 
 Data begin at any step of an epoch. Checkpoints are complete: everything in `Run`. Signals let the
 step that is being made come to its end.
@@ -19,8 +19,10 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,11 +42,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
 
 import iivcl
 from iivcl import MoCoQueue, NNSupportQueue, augment
 from iivcl.data import (
     ClipRecipe,
+    DecodeError,
     Manifest,
     TarClips,
     VideoClips,
@@ -58,6 +62,7 @@ State = dict[str, Any]  # of tensors alone, nested: nothing that would have to b
 # Settings that may differ when a run goes on, for they change no result. Of the data, the list of
 # files is compared.
 FREE = {"data", "out", "resume", "workers", "log_every", "save_every", "keep", "knn_every"}
+TO_BE_CONTINUED = 75  # exit status of a run that was told to stop and has saved: start it again
 
 
 class Batches(Sampler[list[int]]):
@@ -86,25 +91,35 @@ class Batches(Sampler[list[int]]):
 
 
 class Data:
-    """The training set, as a loader that begins at any step of an epoch."""
+    """The training set, as a loader that begins at any step of an epoch.
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        # Crops are drawn by the workers, for files differ in size; colours on the device.
-        recipe = ClipRecipe(
+    Its videos, recipe and transform are those of pretraining where none are given.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        *,
+        videos: Manifest | None = None,
+        recipe: ClipRecipe | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        recipe = recipe or ClipRecipe(
             num_frames=args.frames, stride=args.stride, clips_per_video=args.clips,
             short_side=args.size * 8 // 7,
         )  # fmt: skip
-        crop = augment.rho_moco(args.size)[:2]
-        how: dict[str, Any] = {"transform": crop, "on_error": args.on_error, "seed": args.seed}
+        # Crops are drawn by the workers, for files differ in size; colours on the device.
+        transform = transform or augment.rho_moco(args.size)[:2]
+        how: dict[str, Any] = {"transform": transform, "on_error": args.on_error, "seed": args.seed}
         self.share, self.parts = args.batch_size // world_size(), args.accumulate
         need(args.data.exists(), f"--data {args.data} does not exist")
         shards = sorted(args.data.glob("*.tar")) if args.data.is_dir() else [args.data]
-        self.is_tar = bool(shards) and shards[0].suffix == ".tar"
+        self.is_tar = videos is None and bool(shards) and shards[0].suffix == ".tar"
         with refusing(ValueError):
             batches = (
                 self._open_shards(shards, recipe, how)
                 if self.is_tar
-                else self._open_files(args, recipe, how)
+                else self._open_files(args, videos or read_videos(args.data), recipe, how)
             )
         self.steps = self.num_videos // args.batch_size  # of an epoch
         need(
@@ -119,9 +134,8 @@ class Data:
         )  # fmt: skip
 
     def _open_files(
-        self, args: argparse.Namespace, recipe: ClipRecipe, how: dict[str, Any]
+        self, args: argparse.Namespace, manifest: Manifest, recipe: ClipRecipe, how: dict[str, Any]
     ) -> dict[str, Any]:
-        manifest = read_videos(args.data)
         self.set: Any = VideoClips(manifest, recipe, **how)
         root = args.data if args.data.is_dir() else args.data.parent
         self.files = [os.path.relpath(path, root) for path in manifest.paths]
@@ -176,15 +190,15 @@ class Run:
     """Everything that changes while a run goes on."""
 
     encoder: nn.Module  # backbone and heads, wrapped or not
-    key_encoder: nn.Module | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    queue: NNSupportQueue
-    videos: MoCoQueue  # rings in step with the queue: of which video each row is,
-    labels: MoCoQueue  # and of which class
     device: torch.device
     hosts: dist.ProcessGroup  # for agreements that need no GPU
     seed: int
+    key_encoder: nn.Module | None = None
+    queue: NNSupportQueue | None = None  # of pretraining
+    videos: MoCoQueue | None = None  # rings in step with the queue: of which video each row is,
+    labels: MoCoQueue | None = None  # and of which class
     step: int = 0
     ranks: int = 1  # that made the last checkpoint
 
@@ -195,7 +209,12 @@ class Run:
         self.labels.enqueue(torch.ones_like(keys[:, :1]), labels)
 
     def rings(self) -> dict[str, MoCoQueue]:
-        return {"queue": self.queue, "videos": self.videos, "labels": self.labels}
+        """The queue and its rings; none where the run has no queue."""
+        rings = {"queue": self.queue, "videos": self.videos, "labels": self.labels}
+        return {} if self.queue is None else rings
+
+    def shares_rings(self) -> bool:
+        return self.queue is not None and self.queue.distributed == "gather"
 
 
 class Signals:
@@ -211,6 +230,11 @@ class Signals:
 
     def _note(self, number: int, frame: object) -> None:
         self.seen = True
+
+    def end_here(self) -> None:
+        """Let signals end the process again: nothing is left that would be lost."""
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
 
     def seen_by_any(self, hosts: dist.ProcessGroup) -> bool:
         """Whether a rank was told to stop: all ranks stop after the same step."""
@@ -229,7 +253,13 @@ def stay_alive(worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def begin_folder(args: argparse.Namespace, files: list[str], hosts: dist.ProcessGroup) -> None:
+def begin_folder(
+    args: argparse.Namespace,
+    files: list[str],
+    hosts: dist.ProcessGroup,
+    *,
+    free: set[str] = FREE,
+) -> None:
     """Write ``config.json`` of a new run, or compare it with that of the run that goes on."""
     names = "\0".join(files).encode(errors="surrogateescape")
     config = {
@@ -254,7 +284,7 @@ def begin_folder(args: argparse.Namespace, files: list[str], hosts: dist.Process
         settings = before["settings"].keys() | config["settings"].keys()
         differ = [
             f"--{name.replace('_', '-')} {new} (was {old})"
-            for name in sorted(settings - FREE)
+            for name in sorted(settings - free)
             if (new := config["settings"].get(name)) != (old := before["settings"].get(name))
         ]
         if config["files"] != before["files"]:
@@ -267,15 +297,16 @@ def begin_folder(args: argparse.Namespace, files: list[str], hosts: dist.Process
         on_rank_0(write, hosts)
 
 
-def publish_encoder(out: Path, hosts: dist.ProcessGroup) -> None:
-    """Copy the encoder of the last checkpoint to the folder of the run."""
+def publish(out: Path, hosts: dist.ProcessGroup) -> None:
+    """Copy what others read of the last checkpoint, its ``.pt`` files, to the folder of the run."""
 
-    def publish() -> None:
-        unfinished = out / "encoder.pt.tmp"
-        shutil.copyfile(checkpoints(out / "checkpoints")[0] / "encoder.pt", unfinished)
-        os.replace(unfinished, out / "encoder.pt")
+    def copy() -> None:
+        for file in checkpoints(out / "checkpoints")[0].glob("*.pt"):
+            unfinished = out / f"{file.name}.tmp"
+            shutil.copyfile(file, unfinished)
+            os.replace(unfinished, out / file.name)
 
-    on_rank_0(publish, hosts)
+    on_rank_0(copy, hosts)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -302,14 +333,21 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        need(False, str(error))
+        need(False, cause(error))
 
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be written or read; all ranks raise it together."""
 
 
-def save(run: Run, folder: Path, *, keep: int, about: dict[str, Any]) -> None:
+def save(
+    run: Run,
+    folder: Path,
+    *,
+    keep: int,
+    about: dict[str, Any],
+    also: dict[str, Any] | None = None,
+) -> None:
     """Write a checkpoint of this step and remove all but the last ``keep``.
 
     Args:
@@ -317,23 +355,25 @@ def save(run: Run, folder: Path, *, keep: int, about: dict[str, Any]) -> None:
         folder: Where checkpoints are.
         keep: How many to keep.
         about: Plain values that go into ``encoder.pt`` beside the weights.
+        also: Content of further files by their names, the same on all ranks or on rank 0 alone.
 
     Raises:
         CheckpointError: It could not be written; those before are untouched.
     """
     path = folder / f"step-{run.step:08d}"
     unfinished = path.with_suffix(".tmp")
-    weights = encoder_weights(run.encoder)
+    whole = {"encoder.pt": {"model": encoder_weights(run.encoder), **about}, **(also or {})}
 
     def begin() -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
 
     def finish() -> None:
-        torch.save({"model": weights, **about}, unfinished / "encoder.pt")
+        for name, content in whole.items():
+            torch.save(content, unfinished / name)
         sizes = {file.name: file.stat().st_size for file in unfinished.iterdir()}
         (unfinished / "files.json").write_text(json.dumps(sizes))
-        for name in ("encoder.pt", "files.json"):
+        for name in (*whole, "files.json"):
             flush(unfinished / name)
         shutil.rmtree(path, ignore_errors=True)  # a damaged one, or it would have been resumed
         os.replace(unfinished, path)
@@ -446,7 +486,7 @@ def shared_state(run: Run) -> State:
         state["scaler"] = torch.tensor(
             [scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64
         )
-    if run.queue.distributed == "gather":
+    if run.shares_rings():
         state["rings"] = {name: ring.state_dict() for name, ring in run.rings().items()}
     return state
 
@@ -461,7 +501,7 @@ def own_state(run: Run) -> State:
         state["random"]["cuda"] = torch.cuda.get_rng_state(run.device)
     if run.key_encoder is not None:
         state["key_buffers"] = dict(run.key_encoder.named_buffers())
-    if run.queue.distributed != "gather":
+    if run.rings() and not run.shares_rings():
         state["rings"] = {name: ring.state_dict() for name, ring in run.rings().items()}
     return state
 
@@ -487,10 +527,10 @@ def seed_rank(seed: int, step: int) -> None:
     torch.manual_seed(int(state >> np.uint64(1)))
 
 
-def encoder_weights(encoder: nn.Module) -> dict[str, Tensor]:
+def encoder_weights(encoder: nn.Module, part: str = "backbone") -> dict[str, Tensor]:
     """Give the state dict of the plain backbone, however it is wrapped; all ranks call this."""
     with averaged_buffers(encoder):
-        state = unwrap(encoder).backbone.state_dict()
+        state = unwrap(encoder).get_submodule(part).state_dict()
         whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in state.items()}
         return {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
 
@@ -549,11 +589,34 @@ def on_rank_0(action: Callable[[], object], hosts: dist.ProcessGroup) -> None:
 
 
 def cause(error: BaseException) -> str:
-    """Find the one line that says why, in a CheckpointException of several ranks."""
+    """Find the one line that says why, in what several ranks or a worker of a loader raised."""
     if not isinstance(error, dcp.CheckpointException):
-        return str(error)
+        text = str(error).strip()
+        is_report = "\nOriginal Traceback" in text  # of a worker
+        return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]) if is_report else text
     causes = [failure[0] for failure in error.failures.values()]
     return "; ".join(dict.fromkeys(f"{type(c).__name__}: {c}" for c in causes))
+
+
+def start(train: Callable[[torch.device, dist.ProcessGroup], int], *errors: type[Exception]) -> int:
+    """Join the other processes, if there are any, and train; what ends it early is one message."""
+    local, gpu = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("nccl" if gpu else "gloo", **alone)
+    try:
+        status = train(device, dist.new_group(backend="gloo"))
+    except (CheckpointError, DecodeError, OSError, *errors) as error:
+        tqdm.write(f"rank {rank()}: {cause(error)}", file=sys.stderr)  # below what is shown
+        return 1
+    dist.destroy_process_group()
+    return status
+
+
+def is_due(now: int, every: int, last: int) -> bool:
+    return every > 0 and (now % every == 0 or now == last)
 
 
 def flush(path: Path) -> None:

@@ -6,8 +6,8 @@
     sbatch examples/pretrain.sbatch --data shards/ --out run/ --preset paper
 
 This file is the settings, the methods and the loop: read it from top to bottom, copy it, change it.
-What lets a stopped run go on stands in `_resume.py` (data, checkpoints, signals), and what is seen
-of a run in `_watch.py` (numbers, pictures, health); both are copied with it.
+What lets a stopped run go on stands in `_resume.py` (data, checkpoints, signals), what is seen of a
+run in `_watch.py` (numbers, pictures, health), learning rates in `_optimizer.py`: copy all three.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import argparse
 import importlib
 import itertools
 import math
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,20 +24,24 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from _optimizer import averaging, half_cosine, make_optimizer, parameter_groups, set_rate
 from _resume import (
-    CheckpointError,
+    TO_BE_CONTINUED,
     Data,
     Run,
     Signals,
     begin_folder,
+    is_due,
     need,
-    publish_encoder,
+    publish,
     refusing,
     resume,
     save,
     say,
     seed_rank,
+    start,
 )
+from _settings import begin_parser, check_run
 from _watch import (
     Log,
     Trouble,
@@ -56,12 +57,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from iivcl import IIVCLLoss, MoCoQueue, NNSupportQueue, augment, backbones
-from iivcl.data import DecodeError
 from iivcl.distributed import all_gather_cat, batch_shuffle, batch_unshuffle, rank, world_size
 from iivcl.losses import multi_positive_info_nce
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
-
-TO_BE_CONTINUED = 75  # exit status of a run that was told to stop and has saved: start it again
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {  # a GPU or a few, some thousand videos
@@ -79,20 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", default="small", choices=tuple(PRESETS))
     preset = PRESETS[first.parse_known_args(argv)[0].preset]
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --data DATA --out OUT [options]",
-        description=__doc__,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
-    )
-
-    def add(option: str, default: Any, text: str, **how: Any) -> None:
-        name = option[2:].replace("-", "_")
-        if name in preset:
-            default, text = preset[name], f"{text} (of the preset)"
-        shown = "" if default is None or default is False else f": {default}"
-        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
-        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
-
+    parser, add = begin_parser("%(prog)s --data DATA --out OUT [options]", __doc__, preset)
     parser.add_argument("--data", type=Path, required=True, help="folder, manifest or tar shards")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     add("--resume", None, "go on from the newest whole checkpoint in --out", choices=("auto",))
@@ -152,17 +137,8 @@ def settle(args: argparse.Namespace) -> None:
     if args.batch_norm is None:
         # Shuffling sends every clip to every rank: on many it costs more than the step.
         args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
-    for name in ("frames", "stride", "size", "dim", "queue_size", "batch_size", "accumulate",
-                 "epochs", "log_every", "keep"):  # fmt: skip
-        option = "--" + name.replace("_", "-")
-        need(getattr(args, name) > 0, f"{option} must be above 0; got {getattr(args, name)}")
+    check_run(args, "dim", "queue_size")
     need(args.clips >= 2, f"--clips must be at least 2; got {args.clips}")
-    parts = ranks * args.accumulate
-    need(
-        args.batch_size % parts == 0,
-        f"--batch-size {args.batch_size} cannot be divided into "
-        f"{parts} equal parts ({ranks} ranks x --accumulate {args.accumulate})",
-    )
     need(
         args.queue != "shard" or args.queue_size % ranks == 0,
         f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks",
@@ -180,16 +156,7 @@ def settle(args: argparse.Namespace) -> None:
         f"--method {args.method} has no key "
         "encoder whose batch could be shuffled: use --batch-norm sync or local",
     )
-    need(args.batch_norm != "sync" or gpu, "--batch-norm sync works on GPUs only")
-    need(
-        args.on_error != "skip" or ranks == 1,
-        "--on-error skip makes batches unequal, and ranks need equal ones: use substitute",
-    )
     need(not args.fsdp or args.precision != "float16", "--fsdp scales no loss: use bfloat16")
-    need(
-        0 <= args.warmup_epochs < args.epochs,
-        f"--warmup-epochs {args.warmup_epochs} must be below --epochs {args.epochs}",
-    )
 
 
 # Methods: each makes a loss, and keys for the queue, of B videos of V clips.
@@ -331,15 +298,8 @@ def build(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
             shard(module, device)
         if args.compile:
             module.compile()  # in place: no name changes
-    decayed, others = (
-        [p for p in encoder.parameters() if (p.ndim > 1) == d] for d in (True, False)
-    )
-    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others}]
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
-        if args.optimizer == "sgd"
-        else torch.optim.AdamW(groups, args.lr, weight_decay=0.0)
-    )
+    groups = parameter_groups(encoder, lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = make_optimizer(groups, args.optimizer, args.lr)
     if world_size() > 1 and not args.fsdp:
         encoder = DistributedDataParallel(encoder)
     rows = args.queue_size // (world_size() if args.queue == "shard" else 1)
@@ -384,29 +344,6 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
     shard_one(encoder)
 
 
-@contextmanager
-def averaging(encoder: nn.Module, now: bool) -> Iterator[None]:
-    """Average gradients over the ranks in this backward pass, or only add them up on each."""
-    if isinstance(encoder, DistributedDataParallel) and not now:
-        with encoder.no_sync():
-            yield
-        return
-    if hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
-        encoder.set_requires_gradient_sync(now)
-    yield
-
-
-def learning_rate(step: int, warmup: int, total: int, peak: float) -> float:
-    """Rise in a line over the warm-up, then fall along half a cosine."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
-
-
-def is_due(now: int, every: int, last: int) -> bool:
-    return every > 0 and (now % every == 0 or now == last)
-
-
 def about(args: argparse.Namespace) -> dict[str, Any]:
     """What must be known to use the encoder."""
     names = ("method", "backbone", "frames", "stride", "size")
@@ -442,11 +379,10 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
         epoch, first = divmod(run.step, data.steps)
         for parts, waited in data.steps_from(epoch, first):
             log.waited(waited)
-            rate = learning_rate(run.step, warmup, total, args.lr)
+            rate = half_cosine(run.step, total, warmup=warmup, lr=args.lr)
+            set_rate(run.optimizer, rate)
             momentum = cosine_momentum(run.step, total, base=args.momentum)
             inter_weight = args.inter_weight * (run.step >= args.inter_start * total)
-            for group in run.optimizer.param_groups:
-                group["lr"] = rate
             if run.key_encoder is not None:
                 momentum_update_(run.key_encoder, run.encoder, momentum)
             keys, rows, losses = [], [], []
@@ -500,27 +436,13 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
                 return TO_BE_CONTINUED
     bar.close()
     log.close()
-    publish_encoder(args.out, hosts)
+    publish(args.out, hosts)
     say(f"finished: {args.out / 'encoder.pt'}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local) if gpu else torch.device("cpu")
-    if gpu:
-        torch.cuda.set_device(device)
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("nccl" if gpu else "gloo", **alone)
-    try:
-        status = train(args, device, dist.new_group(backend="gloo"))
-    except (CheckpointError, Trouble, DecodeError, OSError) as error:
-        print(f"rank {rank()}: {str(error).strip()}", file=sys.stderr, flush=True)
-        return 1
-    dist.destroy_process_group()
-    return status
+    return start(partial(train, parse_args(argv)), Trouble)
 
 
 if __name__ == "__main__":

@@ -220,15 +220,6 @@ def test_ways_to_run(options: tuple[str, ...], videos: Path, tmp_path: Path) -> 
     assert all(math.isfinite(line["loss"]) for line in log(tmp_path / "run"))
 
 
-def test_learning_rate_rises_and_falls() -> None:
-    rate = pretraining.load().learning_rate
-    rates = [rate(step, warmup=4, total=20, peak=2.0) for step in range(20)]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[12] == pytest.approx(1.0)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert 0 < rates[-1] < 0.05
-
-
 def test_norms_and_biases_do_not_decay(videos: Path, tmp_path: Path) -> None:
     """With a learning rate, a decay and no gradient, what decays shrinks and the rest stays."""
     module = pretraining.load()
