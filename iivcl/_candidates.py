@@ -153,15 +153,18 @@ class Candidates(NamedTuple):
         if self.without is not None:  # added, for a row may be named twice
             places = self.without - span.start if span.start else self.without
             inside = places.clamp(0, span.stop - span.start - 1)
-            logits.scatter_add_(1, inside, (inside != places).log().to(logits.dtype))
-            logits = logits if nothing == -torch.inf else logits.clamp_(min=nothing)
+            bias = (inside != places).log().to(logits.dtype)
+            if nothing > -torch.inf:
+                bias = bias.clamp_(min=nothing)
+            logits.scatter_add_(1, inside, bias)
         return logits
 
     def _chunk_log_sum_exp(self, query: Tensor, span: slice) -> Tensor:
         if span.start == span.stop:
             return query.new_full(query.shape[:1], NO_LOGIT)
         keys = self.chunk(span, query.dtype)
-        return self._logits(query, keys, span, NO_LOGIT).logsumexp(1)
+        value = self._logits(query, keys, span, NO_LOGIT).logsumexp(1)
+        return value.masked_fill(value <= NO_LOGIT, NO_LOGIT)  # without a gradient
 
     def _check(self, query: Tensor) -> None:
         check_embeddings("keys", self.keys, "M D")
