@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import signal
@@ -58,6 +59,13 @@ def told_to_stop(module: Any, stop: int | None) -> Iterator[None]:
         module.Signals = original
 
 
+def end_group() -> None:
+    """Leave nothing of a run's process group: a worker forked later that collected it would die."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()
+
+
 def pretrain(data: Path, out: Path, *options: str, stop: int | None = None) -> int:
     """Run the example in this process; ``stop`` is the step at which it is told to stop.
 
@@ -73,8 +81,8 @@ def pretrain(data: Path, out: Path, *options: str, stop: int | None = None) -> i
             settings = module.parse_args(args)
             return int(module.train(settings, torch.device("cpu"), dist.group.WORLD))
     finally:
-        if group_is_mine and dist.is_initialized():
-            dist.destroy_process_group()
+        if group_is_mine:
+            end_group()
 
 
 def on_ranks(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[int | str]:
