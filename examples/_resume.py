@@ -42,7 +42,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
 
 import iivcl
 from iivcl import MoCoQueue, NNSupportQueue, augment
@@ -609,7 +608,8 @@ def start(train: Callable[[torch.device, dist.ProcessGroup], int], *errors: type
     try:
         status = train(device, dist.new_group(backend="gloo"))
     except (CheckpointError, DecodeError, OSError, *errors) as error:
-        tqdm.write(f"rank {rank()}: {cause(error)}", file=sys.stderr)  # below what is shown
+        # On a line of its own, below the bar.
+        print(f"\nrank {rank()}: {cause(error)}", file=sys.stderr, flush=True)
         return 1
     dist.destroy_process_group()
     return status

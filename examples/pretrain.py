@@ -7,7 +7,8 @@
 
 This file is the settings, the methods and the loop: read it from top to bottom, copy it, change it.
 What lets a stopped run go on stands in `_resume.py` (data, checkpoints, signals), what is seen of a
-run in `_watch.py` (numbers, pictures, health), learning rates in `_optimizer.py`: copy all three.
+run in `_watch.py` (numbers, pictures, health), learning rates in `_optimizer.py`, how settings are
+shown and refused in `_settings.py`; all four are copied with it.
 """
 
 from __future__ import annotations

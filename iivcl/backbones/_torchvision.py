@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum, video
 
+from iivcl._checks import check_positive
 from iivcl.backbones._convolution import PaddedConv3d
 from iivcl.backbones._encoder import VideoEncoder, with_mean
 from iivcl.backbones._resnet import VideoResNet
@@ -92,7 +93,10 @@ def r2plus1d_18(
 
 
 def s3d(
-    *, weights: WeightsEnum | str | None = None, gradient_checkpointing: bool = False
+    *,
+    weights: WeightsEnum | str | None = None,
+    norm_eps: float = 1e-3,
+    gradient_checkpointing: bool = False,
 ) -> VideoEncoder:
     """Build S3D: separable Inception blocks, 1024 features, time and space reduced by 8 and 32.
 
@@ -102,10 +106,15 @@ def s3d(
 
     Args:
         weights: As in ``torchvision.models.video.s3d``, such as ``"KINETICS400_V1"``.
+        norm_eps: What batch norm adds to the variance: torchvision's, or 1e-5 for CoCLR's weights.
         gradient_checkpointing: See `VideoEncoder`.
 
     Returns:
         The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 32 to ``(B, 1024)``.
+
+    Raises:
+        TypeError: ``norm_eps`` is not a number.
+        ValueError: ``norm_eps`` is not above 0.
 
     Example:
         >>> import torch
@@ -115,7 +124,12 @@ def s3d(
     Source:
         Xie et al., "Rethinking Spatiotemporal Feature Learning", arXiv 1712.04851, section 4.
     """
-    return _S3D(video.s3d(weights=weights), gradient_checkpointing)
+    check_positive("norm_eps", norm_eps)
+    model = video.s3d(weights=weights)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = norm_eps
+    return _S3D(model, gradient_checkpointing)
 
 
 class _S3D(VideoEncoder):
