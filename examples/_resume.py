@@ -1,27 +1,25 @@
 """What lets a run of `pretrain.py` that was stopped go on as if nothing had happened.
 
-Data begin at any step of an epoch. Checkpoints are complete: everything in `Run`. Signals let the
-step that is being made come to its end.
+Checkpoints are complete: everything in `Run`. Signals let the step that is being made come to its
+end.
 
-A checkpoint is the folder `step-00000120` with the files of torch.distributed.checkpoint, the
-trained backbone alone as `encoder.pt`, and `files.json` with the size of every file. It is written
-under another name and renamed when it is complete. What is the same on all ranks is saved once:
-torch.distributed.checkpoint keeps one copy of a tensor that has the same name everywhere, WHATEVER
-the others hold. So what differs by rank stands under the rank's own name: the random state, the
-buffers of batch norm, the rows of a queue that is not gathered.
+A checkpoint is the folder `step-00000120` with the files of torch.distributed.checkpoint and the
+trained backbone alone as `encoder.pt`. It is written under another name and renamed when all of it
+is on the disk. What is the same on all ranks is saved once: torch.distributed.checkpoint keeps one
+copy of a tensor that has the same name everywhere, WHATEVER the others hold. So what differs by
+rank stands under the rank's own name: the random state, the buffers of batch norm, the rows of a
+queue that is not gathered.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
 import platform
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,140 +33,16 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torchvision
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.utils.data import DataLoader, Sampler
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import iivcl
-from iivcl import MoCoQueue, NNSupportQueue, augment
-from iivcl.data import (
-    ClipRecipe,
-    Manifest,
-    TarClips,
-    VideoClips,
-    collate_clips,
-    find_videos,
-    read_manifest,
-)
+from iivcl import MoCoQueue, NNSupportQueue
 from iivcl.distributed import rank, world_size
 
 State = dict[str, Any]  # of tensors alone, nested: nothing that would have to be unpickled
 # Settings that may differ when a run goes on, for they change no result. Of the data, the list of
 # files is compared.
 FREE = {"data", "out", "resume", "workers", "log_every", "save_every", "keep", "knn_every"}
-
-
-class Batches(Sampler[list[int]]):
-    """The videos of every part of a step that this rank reads, from any step of an epoch on.
-
-    All videos are put in an order that depends on (seed, epoch) alone. A step takes the next
-    ``batch_size`` of them, whatever the number of ranks, and each rank its share of these. What is
-    left at the end of an epoch is left out.
-    """
-
-    def __init__(self, num_videos: int, args: argparse.Namespace) -> None:
-        self.num_videos, self.batch_size, self.seed = num_videos, args.batch_size, args.seed
-        self.share = args.batch_size // world_size()  # videos of a rank
-        self.part = self.share // args.accumulate  # videos of one forward pass
-        self.epoch = self.step = 0
-
-    def __len__(self) -> int:
-        return (self.num_videos // self.batch_size - self.step) * (self.share // self.part)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed((self.seed << 32) + self.epoch)
-        order = torch.randperm(self.num_videos, generator=generator)
-        steps = order[: len(order) // self.batch_size * self.batch_size].view(-1, self.batch_size)
-        for videos in steps[self.step :, rank() * self.share : (rank() + 1) * self.share]:
-            yield from (part.tolist() for part in videos.split(self.part))
-
-
-class Data:
-    """The training set, as a loader that begins at any step of an epoch."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        # Crops are drawn by the workers, for files differ in size; colours on the device.
-        recipe = ClipRecipe(
-            num_frames=args.frames, stride=args.stride, clips_per_video=args.clips,
-            short_side=args.size * 8 // 7,
-        )  # fmt: skip
-        crop = augment.rho_moco(args.size)[:2]
-        how: dict[str, Any] = {"transform": crop, "on_error": args.on_error, "seed": args.seed}
-        self.share, self.parts = args.batch_size // world_size(), args.accumulate
-        need(args.data.exists(), f"--data {args.data} does not exist")
-        shards = sorted(args.data.glob("*.tar")) if args.data.is_dir() else [args.data]
-        self.is_tar = bool(shards) and shards[0].suffix == ".tar"
-        with refusing(ValueError):
-            batches = (
-                self._open_shards(shards, recipe, how)
-                if self.is_tar
-                else self._open_files(args, recipe, how)
-            )
-        self.steps = self.num_videos // args.batch_size  # of an epoch
-        need(
-            self.steps > 0,
-            f"{args.data} holds {self.num_videos} videos, and a step takes {args.batch_size}: "
-            "give more videos, or a smaller --batch-size",
-        )
-        self.loader: DataLoader[Any] = DataLoader(
-            self.set, **batches, num_workers=args.workers, persistent_workers=args.workers > 0,
-            collate_fn=collate_clips, pin_memory=torch.cuda.is_available(),
-            worker_init_fn=stay_alive, generator=torch.Generator(),  # not the global one, see Run
-        )  # fmt: skip
-
-    def _open_files(
-        self, args: argparse.Namespace, recipe: ClipRecipe, how: dict[str, Any]
-    ) -> dict[str, Any]:
-        manifest = read_videos(args.data)
-        self.set: Any = VideoClips(manifest, recipe, **how)
-        root = args.data if args.data.is_dir() else args.data.parent
-        self.files = [os.path.relpath(path, root) for path in manifest.paths]
-        self.labels, self.num_videos = manifest.labels, len(self.files)
-        self.batches = Batches(self.num_videos, args)
-        return {"batch_sampler": self.batches}
-
-    def _open_shards(
-        self, shards: list[Path], recipe: ClipRecipe, how: dict[str, Any]
-    ) -> dict[str, Any]:
-        part = self.share // self.parts
-        self.set = TarClips(shards, recipe, batch_size=part, describe=read_class, **how)
-        self.files, self.labels = [shard.name for shard in shards], None
-        self.num_videos = len(self.set) * world_size()
-        return {"batch_size": part, "drop_last": True}
-
-    def steps_from(self, epoch: int, step: int) -> Iterator[tuple[list[Any], float]]:
-        """Yield the parts of every step of an epoch, and the seconds that were waited for them."""
-        if self.is_tar:
-            self.set.set_epoch(epoch, start=step * self.share)
-        else:
-            self.set.set_epoch(epoch)
-            self.batches.epoch, self.batches.step = epoch, step
-        with self.set.name_crashes():
-            batches = iter(self.loader)
-            for _ in range(step, self.steps):
-                begin = time.perf_counter()
-                parts = list(itertools.islice(batches, self.parts))
-                yield parts, time.perf_counter() - begin
-
-
-def read_videos(data: Path) -> Manifest:
-    """List the videos of a manifest, or of a folder, whose folders of files are the classes."""
-    if not data.is_dir():
-        return read_manifest(data)
-    paths = find_videos(data)
-    classes = sorted({os.path.dirname(path) for path in paths})
-    place = {folder: number for number, folder in enumerate(classes)}
-    labels = [place[os.path.dirname(path)] if len(classes) > 1 else -1 for path in paths]
-    return Manifest(
-        paths, torch.tensor(labels, dtype=torch.int64), torch.arange(len(paths)), classes
-    )
-
-
-def read_class(files: dict[str, bytes]) -> int:
-    """Read the number of the class that stands beside a video in a shard, -1 without one."""
-    return int(files.get("cls", b"-1"))
 
 
 @dataclass
@@ -229,60 +103,11 @@ def stay_alive(worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def begin_folder(args: argparse.Namespace, files: list[str], hosts: dist.ProcessGroup) -> None:
-    """Write ``config.json`` of a new run, or compare it with that of the run that goes on."""
-    names = "\0".join(files).encode(errors="surrogateescape")
-    config = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "files": {"count": len(files), "sha256": hashlib.sha256(names).hexdigest()},
-        "versions": {
-            "python": platform.python_version(),
-            **{m.__name__: m.__version__ for m in (torch, torchvision, av, iivcl)},
-        },
-        "ranks": world_size(),
-    }
-    path = args.out / "config.json"
-
-    def write() -> None:
-        if not path.exists():
-            args.out.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(config, indent=1) + "\n")
-            return
-        if not args.resume:
-            raise CheckpointError(f"--out {args.out} holds a run: go on with --resume auto")
-        before = json.loads(path.read_text())
-        settings = before["settings"].keys() | config["settings"].keys()
-        differ = [
-            f"--{name.replace('_', '-')} {new} (was {old})"
-            for name in sorted(settings - FREE)
-            if (new := config["settings"].get(name)) != (old := before["settings"].get(name))
-        ]
-        if config["files"] != before["files"]:
-            counts = config["files"]["count"], before["files"]["count"]
-            differ.append("the list of files ({} now, {} before)".format(*counts))
-        if differ:
-            raise CheckpointError(f"{args.out} was begun with other settings: {', '.join(differ)}")
-
-    with refusing(CheckpointError):
-        on_rank_0(write, hosts)
+# Refusals, and what rank 0 does for all.
 
 
-def publish_encoder(out: Path, hosts: dist.ProcessGroup) -> None:
-    """Copy the encoder of the last checkpoint to the folder of the run."""
-
-    def publish() -> None:
-        unfinished = out / "encoder.pt.tmp"
-        shutil.copyfile(checkpoints(out / "checkpoints")[0] / "encoder.pt", unfinished)
-        os.replace(unfinished, out / "encoder.pt")
-
-    on_rank_0(publish, hosts)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that its name never stands on half of it."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+class CheckpointError(Exception):
+    """A checkpoint that cannot be written or read; all ranks raise it together."""
 
 
 def say(text: str) -> None:
@@ -305,8 +130,76 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
         need(False, str(error))
 
 
-class CheckpointError(Exception):
-    """A checkpoint that cannot be written or read; all ranks raise it together."""
+def on_rank_0(action: Callable[[], object], hosts: dist.ProcessGroup) -> None:
+    """Run something on rank 0; all ranks wait for it, and fail if it does."""
+    failure: list[str | None] = [None]
+    if rank() == 0:
+        try:
+            action()
+        except Exception as error:  # whatever it is, the others must not wait for ever
+            failure = [reason(error)]
+    dist.broadcast_object_list(failure, group=hosts)
+    if failure[0] is not None:
+        raise CheckpointError(failure[0])
+
+
+def reason(error: Exception) -> str:
+    """Say in one line why, of an error on one rank or of those on several."""
+    if isinstance(error, dcp.CheckpointException):
+        return "; ".join(dict.fromkeys(reason(failure[0]) for failure in error.failures.values()))
+    known = isinstance(error, (CheckpointError, OSError))
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that its name never stands on half of it."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def begin_folder(args: argparse.Namespace, files: list[str], hosts: dist.ProcessGroup) -> None:
+    """Write ``config.json`` of a new run, or compare it with that of the run that goes on."""
+    names = "\0".join(files).encode(errors="surrogateescape")
+    versions = {m.__name__: m.__version__ for m in (torch, torchvision, av, iivcl)}
+    config = {
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "files": {"count": len(files), "sha256": hashlib.sha256(names).hexdigest()},
+        "versions": {"python": platform.python_version(), **versions},
+        "ranks": world_size(),
+    }
+    path = args.out / "config.json"
+
+    def write_or_compare() -> None:
+        if not path.exists() and not (args.out / "checkpoints").exists():
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(config, indent=1) + "\n")
+            return
+        if not args.resume:
+            raise CheckpointError(f"--out {args.out} holds a run: go on with --resume auto")
+        before, now = json.loads(path.read_text()), config
+        differ = [
+            f"--{name.replace('_', '-')} {now['settings'].get(name)} "
+            f"(was {before['settings'].get(name)})"
+            for name in sorted((before["settings"] | now["settings"]).keys() - FREE)
+            if now["settings"].get(name) != before["settings"].get(name)
+        ]
+        if now["files"] != before["files"]:
+            counts = f"{now['files']['count']} now, {before['files']['count']} before"
+            differ.append(f"the list of files ({counts})")
+        if differ:
+            raise CheckpointError(f"{args.out} was begun with other settings: {', '.join(differ)}")
+
+    with refusing(CheckpointError):
+        on_rank_0(write_or_compare, hosts)
+
+
+# Checkpoints.
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints, newest first."""
+    return sorted((p for p in folder.glob("step-*") if p.suffix != ".tmp"), reverse=True)
 
 
 def save(run: Run, folder: Path, *, keep: int, about: dict[str, Any]) -> None:
@@ -325,27 +218,19 @@ def save(run: Run, folder: Path, *, keep: int, about: dict[str, Any]) -> None:
     unfinished = path.with_suffix(".tmp")
     weights = encoder_weights(run.encoder)
 
-    def begin() -> None:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-
     def finish() -> None:
         torch.save({"model": weights, **about}, unfinished / "encoder.pt")
-        sizes = {file.name: file.stat().st_size for file in unfinished.iterdir()}
-        (unfinished / "files.json").write_text(json.dumps(sizes))
-        for name in ("encoder.pt", "files.json"):
-            flush(unfinished / name)
+        flush(unfinished / "encoder.pt")  # DCP has flushed the others
         shutil.rmtree(path, ignore_errors=True)  # a damaged one, or it would have been resumed
         os.replace(unfinished, path)
         flush(folder)
         for old in checkpoints(folder)[keep:]:
             doomed = old.with_suffix(".tmp")  # never half a checkpoint under a whole one's name
-            shutil.rmtree(doomed, ignore_errors=True)
             os.replace(old, doomed)
             shutil.rmtree(doomed)
 
     try:
-        on_rank_0(begin, run.hosts)
+        on_rank_0(lambda: unfinished.mkdir(parents=True), run.hosts)
         state = {**shared_state(run), f"rank{rank()}": own_state(run)}
         dcp.save(state, checkpoint_id=unfinished, process_group=run.hosts)
         on_rank_0(finish, run.hosts)
@@ -354,7 +239,7 @@ def save(run: Run, folder: Path, *, keep: int, about: dict[str, Any]) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
         last = checkpoints(folder)
         intact = f"the last one is whole: {last[0]}" if last else "there is none before it"
-        raise CheckpointError(f"{path} cannot be written: {cause(error)}; {intact}") from error
+        raise CheckpointError(f"{path} cannot be written: {reason(error)}; {intact}") from error
 
 
 def resume(run: Run, folder: Path) -> Path | None:
@@ -366,15 +251,11 @@ def resume(run: Run, folder: Path) -> Path | None:
     on_rank_0(lambda: [shutil.rmtree(path) for path in folder.glob("*.tmp")], run.hosts)
     found = checkpoints(folder)
     for path in found:
-        fault = [damage(path)]
-        dist.broadcast_object_list(fault, group=run.hosts)
-        if fault[0] is None:
-            try:
-                load(run, path)
-                return path
-            except dcp.CheckpointException as error:
-                fault = [cause(error)]
-        say(f"{path} is not whole, trying the one before: {fault[0]}")
+        try:
+            load(run, path)
+            return path
+        except (CheckpointError, dcp.CheckpointException) as error:
+            say(f"{path} is not whole, trying the one before: {reason(error)}")
     if found:
         raise CheckpointError(f"no checkpoint in {folder} is whole; remove it to begin anew")
     return None
@@ -382,70 +263,61 @@ def resume(run: Run, folder: Path) -> Path | None:
 
 def load(run: Run, path: Path) -> None:
     """Load one checkpoint, of the same number of ranks or of another."""
-    entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    ranks = sum(name.startswith("rank") and name.endswith(".random.cpu") for name in entries)
-    state, own = shared_state(run), own_state(run)
+    reader = dcp.FileSystemReader(path)
+    on_rank_0(reader.read_metadata, run.hosts)  # so that all ranks fail if it cannot be read
+    entries = reader.read_metadata().state_dict_metadata
+    ranks = sum(name.endswith(".random.cpu") for name in entries)
+    shared, own = shared_state(run), own_state(run)
     rows_of_all: State = {}
     if ranks != world_size():
         del own["random"]
         if own.pop("rings", None):
-            if run.queue.distributed == "local":
-                raise CheckpointError(
-                    f"{path} has the local queues of {ranks} ranks, which belong to their ranks: "
-                    f"resume with {ranks} ranks; got {world_size()}"
-                )
+            need(
+                run.queue.distributed != "local",
+                f"{path} has the local queues of {ranks} ranks, which belong to their ranks: "
+                f"resume with {ranks} ranks; got {world_size()}",
+            )
             rows_of_all = {
                 name: torch.empty(entry.size, dtype=entry.properties.dtype)
                 for name, entry in entries.items()
-                if name.startswith("rank") and ".rings." in name
+                if ".rings." in name
             }
-    source = f"rank{rank() % ranks}"  # new ranks begin with the statistics of an old one
-    state = {**state, **rows_of_all, source: own}
+    # Into the tensors that are there. New ranks begin with the statistics of an old one.
+    state = {**shared, **rows_of_all, f"rank{rank() % ranks}": own}
     dcp.load(state, checkpoint_id=path, process_group=run.hosts)
 
-    # Parameters and buffers were loaded in place; what follows is no tensor of its own.
-    run.step, run.ranks = int(state["step"]), ranks
-    optimizer = get_optimizer_state_dict(unwrap(run.encoder), run.optimizer)
-    set_optimizer_state_dict(
-        unwrap(run.encoder), run.optimizer, {**optimizer, "state": state["optimizer"]}
-    )
-    if run.scaler.is_enabled():
-        scale, tracker = state["scaler"].tolist()
-        run.scaler.load_state_dict(
-            {**run.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)}
-        )
+    run.step, run.ranks = int(shared["step"]), ranks
+    scaler = {name: value.item() for name, value in shared.get("scaler", {}).items()}
+    run.scaler.load_state_dict(scaler)
     for name, ring in run.rings().items():
         if rows_of_all:
             shards = [
-                {key: state[f"rank{r}.rings.{name}.{key}"] for key in ring.state_dict()}
+                {key: rows_of_all[f"rank{r}.rings.{name}.{key}"] for key in ring.state_dict()}
                 for r in range(ranks)
             ]
             ring.load_state_dict(deal(shards, rank(), world_size()))
         else:
-            ring.load_state_dict((own if "rings" in own else state)["rings"][name])
-    if "random" in own:
-        torch.set_rng_state(own["random"]["cpu"])
-        if "cuda" in own["random"]:
-            torch.cuda.set_rng_state(own["random"]["cuda"], run.device)
-    else:
+            ring.load_state_dict((own if "rings" in own else shared)["rings"][name])
+    if "random" not in own:
         seed_rank(run.seed, run.step)
+        return
+    torch.set_rng_state(own["random"]["cpu"])
+    if "cuda" in own["random"]:
+        torch.cuda.set_rng_state(own["random"]["cuda"], run.device)
 
 
 def shared_state(run: Run) -> State:
     """What all ranks hold alike, or each a part of as sharded tensors."""
+    encoder = unwrap(run.encoder)
     state: State = {
         "step": torch.tensor(run.step),
-        "encoder": dict(unwrap(run.encoder).named_parameters()),
-        "optimizer": get_optimizer_state_dict(unwrap(run.encoder), run.optimizer)["state"],
+        "encoder": parameters(encoder),
+        "optimizer": get_optimizer_state_dict(encoder, run.optimizer)["state"],
     }
-    state["encoder"] = {name: p.detach() for name, p in state["encoder"].items()}
     if run.key_encoder is not None:
-        state["key_encoder"] = dict(run.key_encoder.named_parameters())
+        state["key_encoder"] = parameters(run.key_encoder)
     if run.scaler.is_enabled():
-        scaler = run.scaler.state_dict()
-        state["scaler"] = torch.tensor(
-            [scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float64
-        )
+        state["scaler"] = {n: torch.tensor(x) for n, x in run.scaler.state_dict().items()}
     if run.queue.distributed == "gather":
         state["rings"] = {name: ring.state_dict() for name, ring in run.rings().items()}
     return state
@@ -466,7 +338,11 @@ def own_state(run: Run) -> State:
     return state
 
 
-def deal(shards: list[dict[str, Tensor]], rank: int, world_size: int) -> dict[str, Tensor]:
+def parameters(module: nn.Module) -> State:
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def deal(shards: list[State], rank: int, world_size: int) -> State:
     """Deal the rows of all shards to another number of ranks: in turn, from the oldest on."""
     stamps = torch.cat([shard["stamps"] for shard in shards])
     oldest_first = stamps.argsort(stable=True)
@@ -515,45 +391,15 @@ def unwrap(module: nn.Module) -> Any:
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints, newest first."""
-    return sorted((p for p in folder.glob("step-*") if p.suffix != ".tmp"), reverse=True)
+def publish_encoder(out: Path, hosts: dist.ProcessGroup) -> None:
+    """Copy the encoder of the last checkpoint to the folder of the run."""
 
+    def publish() -> None:
+        unfinished = out / "encoder.pt.tmp"
+        shutil.copyfile(checkpoints(out / "checkpoints")[0] / "encoder.pt", unfinished)
+        os.replace(unfinished, out / "encoder.pt")
 
-def damage(path: Path) -> str | None:
-    """Say what is wrong with the files of a checkpoint, if anything is."""
-    try:
-        sizes = json.loads((path / "files.json").read_text())
-    except (OSError, ValueError) as error:
-        return f"files.json cannot be read ({error})"
-    for name, size in sizes.items():
-        file = path / name
-        found = file.stat().st_size if file.exists() else 0
-        if found != size:
-            return f"{name} has {found} of {size} bytes"
-    return None
-
-
-def on_rank_0(action: Callable[[], object], hosts: dist.ProcessGroup) -> None:
-    """Run something on rank 0; all ranks wait for it, and fail if it does."""
-    failure: list[str | None] = [None]
-    if rank() == 0:
-        try:
-            action()
-        except Exception as error:  # whatever it is, the others must not wait for ever
-            known = isinstance(error, (CheckpointError, OSError))
-            failure = [str(error) if known else f"{type(error).__name__}: {error}"]
-    dist.broadcast_object_list(failure, group=hosts)
-    if failure[0] is not None:
-        raise CheckpointError(failure[0])
-
-
-def cause(error: BaseException) -> str:
-    """Find the one line that says why, in a CheckpointException of several ranks."""
-    if not isinstance(error, dcp.CheckpointException):
-        return str(error)
-    causes = [failure[0] for failure in error.failures.values()]
-    return "; ".join(dict.fromkeys(f"{type(c).__name__}: {c}" for c in causes))
+    on_rank_0(publish, hosts)
 
 
 def flush(path: Path) -> None:

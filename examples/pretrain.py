@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from _data import Data
 from _optimizer import half_cosine, parameter_groups, set_rate
 from _resume import (
     CheckpointError,
-    Data,
     Run,
     Signals,
     begin_folder,

@@ -86,17 +86,17 @@ def test_ten_steps_of_every_method(
 def test_order_of_videos_is_that_of_the_unbroken_run_wherever_it_is_taken_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    resume = pretraining.load("_resume")
+    reading = pretraining.load("_data")
     args = pretraining.load().parse_args(["--data=x", "--out=y", "--batch-size=4"])
     steps = 22 // 4
 
     def read(ranks: int, accumulate: int, epoch: int, step: int) -> list[list[int]]:
         """The videos of every step from one on, in the order of the queue."""
         args.accumulate, of_ranks = accumulate, []
-        monkeypatch.setattr(resume, "world_size", lambda: ranks)
+        monkeypatch.setattr(reading, "world_size", lambda: ranks)
         for r in range(ranks):
-            monkeypatch.setattr(resume, "rank", lambda r=r: r)
-            batches = resume.Batches(22, args)
+            monkeypatch.setattr(reading, "rank", lambda r=r: r)
+            batches = reading.Batches(22, args)
             batches.epoch, batches.step = epoch, step
             parts = list(batches)
             assert len(parts) == len(batches)
