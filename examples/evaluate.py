@@ -11,8 +11,7 @@ video is searched among all others. The result states the whole protocol. Under 
 are dealt to the ranks, and each counts once.
 
 This file is the settings, the measures and the result; `_features.py` takes features, `_sides.py`
-tells gallery and queries apart. Copy both with it, and `_data.py`, `_pictures.py`, `_resume.py`,
-`_watch.py`.
+tells gallery and queries apart. Copy it with the files beside it whose names begin with `_`.
 """
 
 from __future__ import annotations

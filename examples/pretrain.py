@@ -27,21 +27,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from _checkpoints import Run, publish_encoder, resume, save, seed_rank
 from _data import Data
 from _optimizer import half_cosine, parameter_groups, set_rate
-from _resume import (
-    CheckpointError,
-    Run,
-    Signals,
-    begin_folder,
-    need,
-    publish_encoder,
-    refusing,
-    resume,
-    save,
-    say,
-    seed_rank,
-)
+from _resume import CheckpointError, Signals, begin_folder, need, refusing, say
 from _watch import (
     Log,
     Trouble,

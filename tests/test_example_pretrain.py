@@ -238,14 +238,14 @@ def test_norms_and_biases_do_not_decay(videos: Path, tmp_path: Path) -> None:
 
 
 def test_exported_names_are_those_of_the_plain_backbone(tmp_path: Path) -> None:
-    module, resume = pretraining.load(), pretraining.load("_resume")
+    module, checkpoints = pretraining.load(), pretraining.load("_checkpoints")
     args = module.parse_args(["--data=x", "--out=y", *pretraining.SMALL])
     args.batch_norm = "local"
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         plain = module.build(args, torch.device("cpu"), None).encoder
-        expected = resume.encoder_weights(plain)
+        expected = checkpoints.encoder_weights(plain)
         assert expected.keys() == tiny_encoder.with_norm().state_dict().keys()
         compiled = module.build(args, torch.device("cpu"), None).encoder
         compiled.compile(backend="eager")
@@ -258,7 +258,7 @@ def test_exported_names_are_those_of_the_plain_backbone(tmp_path: Path) -> None:
             args.fsdp = True
             encoders.append(module.build(args, torch.device("cpu"), None).encoder)
         for encoder in encoders:
-            weights = resume.encoder_weights(encoder)
+            weights = checkpoints.encoder_weights(encoder)
             assert list(weights) == list(expected)
             for name, value in weights.items():
                 if "running" not in name and "tracked" not in name:

@@ -215,14 +215,14 @@ def test_another_number_of_ranks_reads_the_same_videos_in_the_same_order(
 def test_shards_of_two_ranks_become_one(of_two_ranks: Path, videos: Path) -> None:
     out = of_two_ranks / "shard open"
     before = tensors(out, 6)
-    module, resume = pretraining.load(), pretraining.load("_resume")
+    module, checkpoints = pretraining.load(), pretraining.load("_checkpoints")
     args = module.parse_args([f"--data={videos}", f"--out={out}", *SMALL, "--queue=shard"])
     args.batch_norm = "shuffle"
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         run = module.build(args, torch.device("cpu"), torch.distributed.group.WORLD)
-        resume.resume(run, out / "checkpoints")
+        checkpoints.resume(run, out / "checkpoints")
     finally:
         torch.distributed.destroy_process_group()
     assert (run.step, run.ranks) == (6, 2)

@@ -283,7 +283,7 @@ def test_a_corrupt_file_ends_the_run_by_name_or_is_left_out(
 def test_rows_that_are_dealt_anew_are_the_same_in_order_of_age(
     before: int, after: int, steps: int, batch: int
 ) -> None:
-    deal, size = pretraining.load("_resume").deal, 12
+    deal, size = pretraining.load("_checkpoints").deal, 12
     queues = [MoCoQueue(size, 2) for _ in range(before)]
     for step in range(steps):
         for r, queue in enumerate(queues):
