@@ -6,8 +6,8 @@
     sbatch examples/pretrain.sbatch --data shards/ --out run/ --preset paper
 
 This file is the settings, the methods and the loop: read it from top to bottom, copy it, change it.
-What lets a stopped run go on stands in `_resume.py` (data, checkpoints, signals), what is seen of a
-run in `_watch.py` (numbers, pictures, health), learning rates in `_optimizer.py`: copy all three.
+Copied with it are `_data.py` (videos), `_optimizer.py` (learning rates), `_checkpoints.py` and
+`_resume.py` (what lets a stopped run go on) and `_watch.py` (numbers, pictures, health).
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +27,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from _checkpoints import Run, publish_encoder, resume, save, seed_rank
 from _data import Data
-from _optimizer import half_cosine, parameter_groups, set_rate
+from _optimizer import half_cosine, layers, parameter_groups, set_rate
 from _resume import CheckpointError, Signals, begin_folder, need, refusing, say
 from _watch import (
     Log,
@@ -132,7 +130,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def settle(args: argparse.Namespace) -> None:
     """Fill in what follows from other settings, and refuse what does not go together."""
     ranks, gpu = world_size(), torch.cuda.is_available()
-    has_key_encoder = args.method in HAS_KEY_ENCODER
+    parts, has_key_encoder = ranks * args.accumulate, args.method in HAS_KEY_ENCODER
     if args.method == "rho-moco":
         args.neighbors = 0
     if args.lr is None:
@@ -146,40 +144,27 @@ def settle(args: argparse.Namespace) -> None:
                  "epochs", "log_every", "keep"):  # fmt: skip
         option = "--" + name.replace("_", "-")
         need(getattr(args, name) > 0, f"{option} must be above 0; got {getattr(args, name)}")
-    need(args.clips >= 2, f"--clips must be at least 2; got {args.clips}")
-    parts = ranks * args.accumulate
-    need(
-        args.batch_size % parts == 0,
-        f"--batch-size {args.batch_size} cannot be divided into "
-        f"{parts} equal parts ({ranks} ranks x --accumulate {args.accumulate})",
-    )
-    need(
-        args.queue != "shard" or args.queue_size % ranks == 0,
-        f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks",
-    )
-    need(
-        args.neighbors <= args.queue_size,
-        f"--neighbors {args.neighbors} are more than --queue-size {args.queue_size}",
-    )
-    need(
-        args.method != "nnclr" or args.queue != "shard",
-        "--method nnclr takes neighbours out of the queue of its own rank: use --queue gather",
-    )
-    need(
-        args.batch_norm != "shuffle" or has_key_encoder,
-        f"--method {args.method} has no key "
-        "encoder whose batch could be shuffled: use --batch-norm sync or local",
-    )
-    need(args.batch_norm != "sync" or gpu, "--batch-norm sync works on GPUs only")
-    need(
-        args.on_error != "skip" or ranks == 1,
-        "--on-error skip makes batches unequal, and ranks need equal ones: use substitute",
-    )
-    need(not args.fsdp or args.precision != "float16", "--fsdp scales no loss: use bfloat16")
-    need(
-        0 <= args.warmup_epochs < args.epochs,
-        f"--warmup-epochs {args.warmup_epochs} must be below --epochs {args.epochs}",
-    )
+    wrong = {
+        f"--clips must be at least 2; got {args.clips}": args.clips < 2,
+        f"--batch-size {args.batch_size} cannot be divided into {parts} equal parts ({ranks} ranks "
+        f"x --accumulate {args.accumulate})": args.batch_size % parts,
+        f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks":
+            args.queue == "shard" and args.queue_size % ranks,
+        f"--neighbors {args.neighbors} are more than --queue-size {args.queue_size}":
+            args.neighbors > args.queue_size,
+        "--method nnclr takes neighbours out of the queue of its own rank: use --queue gather":
+            args.method == "nnclr" and args.queue == "shard",
+        f"--method {args.method} has no key encoder whose batch could be shuffled: use "
+        "--batch-norm sync or local": args.batch_norm == "shuffle" and not has_key_encoder,
+        "--batch-norm sync works on GPUs only": args.batch_norm == "sync" and not gpu,
+        "--on-error skip makes batches unequal, and ranks need equal ones: use substitute":
+            args.on_error == "skip" and ranks > 1,
+        "--fsdp scales no loss: use bfloat16": args.fsdp and args.precision == "float16",
+        f"--warmup-epochs {args.warmup_epochs} must be below --epochs {args.epochs}":
+            not 0 <= args.warmup_epochs < args.epochs,
+    }  # fmt: skip
+    for message, holds in wrong.items():
+        need(not holds, message)
 
 
 # Methods: each makes a loss, and keys for the queue, of B videos of V clips.
@@ -322,11 +307,10 @@ def build(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
         if args.compile:
             module.compile()  # in place: no name changes
     groups = parameter_groups(encoder, lr=args.lr, weight_decay=args.weight_decay)
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True)
-        if args.optimizer == "sgd"
-        else torch.optim.AdamW(groups, args.lr, weight_decay=0.0)
-    )
+    if args.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    else:
+        optimizer = torch.optim.AdamW(groups)
     if world_size() > 1 and not args.fsdp:
         encoder = DistributedDataParallel(encoder)
     rows = args.queue_size // (world_size() if args.queue == "shard" else 1)
@@ -351,46 +335,24 @@ def layout(args: argparse.Namespace) -> torch.memory_format:
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
-    """Shard every block of the backbone on its own, and what is left together."""
+    """Shard every layer of the backbone on its own, and what is left together."""
     need(hasattr(dist.fsdp, "fully_shard"), f"--fsdp needs torch >= 2.6; got {torch.__version__}")
     mesh = dist.device_mesh.init_device_mesh(device.type, (world_size(),))
-    # Resharded at once, also the root: between two passes every parameter is this rank's part.
-    shard_one = partial(dist.fsdp.fully_shard, mesh=mesh, reshard_after_forward=True)
-
-    def shard_blocks(parent: nn.Module) -> None:
-        for child in parent.children():
-            is_list, in_list = (
-                isinstance(m, (nn.Sequential, nn.ModuleList)) for m in (child, parent)
-            )
-            if in_list and not is_list and list(child.parameters()):
-                shard_one(child)
-            else:
-                shard_blocks(child)
-
-    shard_blocks(encoder.backbone)
-    shard_one(encoder)
+    for module in (*(layer[0] for layer in layers(encoder.backbone)), encoder):
+        # Resharded at once, also the last: between two passes every parameter is this rank's part.
+        dist.fsdp.fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-@contextmanager
-def averaging(encoder: nn.Module, now: bool) -> Iterator[None]:
-    """Average gradients over the ranks in this backward pass, or only add them up on each."""
-    if isinstance(encoder, DistributedDataParallel) and not now:
-        with encoder.no_sync():
-            yield
-        return
-    if hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
+def average_gradients(encoder: nn.Module, now: bool) -> None:
+    """Have the next backward pass average gradients over the ranks, or only add them up on each."""
+    if isinstance(encoder, DistributedDataParallel):
+        encoder.require_backward_grad_sync = now  # what its no_sync() sets
+    elif hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
         encoder.set_requires_gradient_sync(now)
-    yield
 
 
 def is_due(now: int, every: int, last: int) -> bool:
     return every > 0 and (now % every == 0 or now == last)
-
-
-def about(args: argparse.Namespace) -> dict[str, Any]:
-    """What must be known to use the encoder."""
-    names = ("method", "backbone", "frames", "stride", "size")
-    return {name: getattr(args, name) for name in names}
 
 
 def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> int:
@@ -409,6 +371,8 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
         f"{data.num_videos % args.batch_size} videos are left out of each")  # fmt: skip
     say(f"going on from {source}" if source else "beginning at step 0")
     log = Log(args.out, run.step, clips_per_step=args.batch_size * args.clips)
+    names = ("method", "backbone", "frames", "stride", "size")  # to be known of the encoder
+    about = {name: getattr(args, name) for name in names}
 
     colours = augment.rho_moco(args.size)[2:]
     apply = torch.compile(colours.apply, fullgraph=True) if args.compile else colours.apply
@@ -418,7 +382,8 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
     bar = tqdm(initial=run.step, total=total, disable=rank() > 0, unit="step",
                mininterval=0.5 if sys.stderr.isatty() else 30)  # fmt: skip
 
-    while run.step < total:
+    stops = False
+    while run.step < total and not stops:
         epoch, first = divmod(run.step, data.steps)
         for parts, waited in data.steps_from(epoch, first):
             log.waited(waited)
@@ -435,10 +400,10 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
                 clips = clips.flatten(0, 1)  # (B * V, C, T, H, W) uint8
                 views = apply(clips, colours.make_params(clips))
                 views = views.contiguous(memory_format=layout(args))
-                with averaging(run.encoder, now=number == len(parts)):
-                    with autocast:
-                        out = METHODS[args.method](views, ids, run, inter_weight, args)
-                    run.scaler.scale(out.terms["loss"] / len(parts)).backward()
+                average_gradients(run.encoder, now=number == len(parts))
+                with autocast:
+                    out = METHODS[args.method](views, ids, run, inter_weight, args)
+                run.scaler.scale(out.terms["loss"] / len(parts)).backward()
                 keys.append(out.key.flatten(0, 1))
                 rows.append(torch.stack([ids, videos, labels]).repeat_interleave(args.clips, 1))
                 losses.append(out.terms["loss"].detach())
@@ -471,14 +436,14 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
                 bar.set_postfix(log.shown)
             bar.update()
             if saves:
-                save(run, args.out / "checkpoints", keep=args.keep, about=about(args))
-            if stops and run.step < total:
-                bar.close()
-                log.close()
-                say(f"stopped at step {run.step} of {total}; --resume auto goes on")
-                return TO_BE_CONTINUED
+                save(run, args.out / "checkpoints", keep=args.keep, about=about)
+            if stops:
+                break
     bar.close()
     log.close()
+    if run.step < total:
+        say(f"stopped at step {run.step} of {total}; --resume auto goes on")
+        return TO_BE_CONTINUED
     publish_encoder(args.out, hosts)
     say(f"finished: {args.out / 'encoder.pt'}")
     return 0
