@@ -18,6 +18,7 @@ import itertools
 import math
 import os
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -360,7 +361,6 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
     signals, data = Signals(), Data(args)
     begin_folder(args, data.files, hosts)
     run = build(args, device, hosts)
-    total, warmup = args.epochs * data.steps, args.warmup_epochs * data.steps
     source = resume(run, args.out / "checkpoints") if args.resume else None
     need(
         not data.is_tar or run.ranks == world_size() or run.step % data.steps == 0,
@@ -370,20 +370,35 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
     say(f"{data.num_videos} videos, {data.steps} steps an epoch; "
         f"{data.num_videos % args.batch_size} videos are left out of each")  # fmt: skip
     say(f"going on from {source}" if source else "beginning at step 0")
+    total = args.epochs * data.steps
     log = Log(args.out, run.step, clips_per_step=args.batch_size * args.clips)
+    bar = tqdm(initial=run.step, total=total, disable=rank() > 0, unit="step",
+               mininterval=0.5 if sys.stderr.isatty() else 30)  # fmt: skip
+    with closing(log), bar:
+        take_steps(args, run, data, signals, log, bar)
+    if run.step < total:
+        say(f"stopped at step {run.step} of {total}; --resume auto goes on")
+        return TO_BE_CONTINUED
+    publish_encoder(args.out, hosts)
+    say(f"finished: {args.out / 'encoder.pt'}")
+    return 0
+
+
+def take_steps(
+    args: argparse.Namespace, run: Run, data: Data, signals: Signals, log: Log, bar: tqdm[Any]
+) -> None:
+    """Train from the step of the run to the last, or until told to stop."""
+    total, warmup = args.epochs * data.steps, args.warmup_epochs * data.steps
     names = ("method", "backbone", "frames", "stride", "size")  # to be known of the encoder
     about = {name: getattr(args, name) for name in names}
-
     colours = augment.rho_moco(args.size)[2:]
     apply = torch.compile(colours.apply, fullgraph=True) if args.compile else colours.apply
     half = args.precision != "float32"
-    autocast = torch.autocast(device.type, getattr(torch, args.precision) if half else None, half)
+    dtype = getattr(torch, args.precision) if half else None
+    autocast = torch.autocast(run.device.type, dtype, half)
     recent: list[tuple[int, Tensor, Tensor]] = []  # steps since the last check: loss and videos
-    bar = tqdm(initial=run.step, total=total, disable=rank() > 0, unit="step",
-               mininterval=0.5 if sys.stderr.isatty() else 30)  # fmt: skip
 
-    stops = False
-    while run.step < total and not stops:
+    while run.step < total:
         epoch, first = divmod(run.step, data.steps)
         for parts, waited in data.steps_from(epoch, first):
             log.waited(waited)
@@ -395,7 +410,8 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
                 momentum_update_(run.key_encoder, run.encoder, momentum)
             keys, rows, losses = [], [], []
             for number, part in enumerate(parts, start=1):
-                clips, videos, labels, *group_ids = (x.to(device, non_blocking=True) for x in part)
+                part = (x.to(run.device, non_blocking=True) for x in part)
+                clips, videos, labels, *group_ids = part
                 ids = group_ids[0] if group_ids else videos  # (B,)
                 clips = clips.flatten(0, 1)  # (B * V, C, T, H, W) uint8
                 views = apply(clips, colours.make_params(clips))
@@ -413,7 +429,7 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
             run.step += 1
             recent.append((run.step, torch.stack(losses).mean(), torch.cat([p[1] for p in parts])))
 
-            stops = signals.seen_by_any(hosts)
+            stops = signals.seen_by_any(run.hosts)
             ends_epoch = run.step % data.steps == 0
             saves = stops or is_due(run.step, args.save_every or data.steps, total)
             looks = ends_epoch or is_due(run.step, args.log_every, total)
@@ -438,15 +454,7 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
             if saves:
                 save(run, args.out / "checkpoints", keep=args.keep, about=about)
             if stops:
-                break
-    bar.close()
-    log.close()
-    if run.step < total:
-        say(f"stopped at step {run.step} of {total}; --resume auto goes on")
-        return TO_BE_CONTINUED
-    publish_encoder(args.out, hosts)
-    say(f"finished: {args.out / 'encoder.pt'}")
-    return 0
+                return
 
 
 def main(argv: list[str] | None = None) -> int:

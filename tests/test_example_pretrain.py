@@ -15,6 +15,7 @@ import tiny_encoder
 import torch
 from PIL import Image
 from pretraining import log, pretrain, tensors, timeless
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from iivcl.data import make_synthetic_videos
@@ -72,7 +73,13 @@ def test_ten_steps_of_every_method(
     for path in pictures:
         with Image.open(path) as image:
             assert np.asarray(image).std() > 10
-    assert list((out / "tensorboard").iterdir())
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    tags = board.Tags()
+    assert set(tags["scalars"]) == lines[-1].keys() - {"step"}
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(
+        [line["loss"] for line in lines]
+    )
+    assert [event.step for event in board.Images("neighbors")] == [5, 10]
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["method"] == method
     assert config["versions"].keys() == {"python", "torch", "torchvision", "av", "iivcl"}
@@ -81,6 +88,20 @@ def test_ten_steps_of_every_method(
     assert "22 videos, 5 steps an epoch; 2 videos are left out of each" in printed.out
     assert "clips/s=" in printed.err
     assert "wait=" in printed.err
+
+
+def test_presets_are_where_settings_begin() -> None:
+    module = pretraining.load()
+    for name, preset in module.PRESETS.items():
+        args = module.parse_args(["--data=x", "--out=y", f"--preset={name}"])
+        assert {option: getattr(args, option) for option in preset} == preset
+        overridden = ["--frames=4", "--size=64", "--backbone=r3d_18", "--epochs=3", "--stride=1.5"]
+        other = module.parse_args(["--data=x", "--out=y", f"--preset={name}", *overridden])
+        assert (other.frames, other.size, other.epochs, other.stride) == (4, 64, 3, 1.5)
+        assert isinstance(module.Encoder(other).backbone, type(module.backbones.r3d_18()))
+        module.settle(args)
+    assert args.lr == pytest.approx(0.4)  # of 512 videos
+    assert args.batch_norm == ("sync" if torch.cuda.is_available() else "shuffle")
 
 
 def test_order_of_videos_is_that_of_the_unbroken_run_wherever_it_is_taken_up(
@@ -158,8 +179,9 @@ def test_sets_of_all_kinds(videos: Path, tmp_path: Path) -> None:
     shards = pretraining.write_shards(videos, tmp_path / "shards")
     for data in (manifest, shards):
         out = tmp_path / f"run-{data.name}"
-        assert pretrain(data, out, "--epochs=1") == 0
+        assert pretrain(data, out, "--epochs=1", "--knn-every=1") == 0
         assert [line["step"] for line in log(out)] == [1, 2, 3, 4, 5]
+        assert ("knn_accuracy" in log(out)[-1]) == (data == manifest)  # of shards nothing is listed
         assert all(0 <= line["neighbor_purity"] <= 1 for line in log(out)[1:])
         with Image.open(out / "neighbors" / "step-00000005.png") as image:
             frames = np.asarray(image)[8:72, 8:200]  # of the first query

@@ -147,6 +147,8 @@ if not pretraining.SHARDS_WEIGHTS:
 def of_two_ranks(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on two ranks: unbroken and stopped after step 4, left open, and begun on one rank."""
     root = tmp_path_factory.mktemp("ranks")
+    shard = ("--queue=shard",)
+    assert pretrain(videos, root / "shard from one", *shard, stop=6) == 75
     assert pretrain(videos, root / "from one", *VARIANTS["gather"], "--queue-size=96", stop=4) == 75
     jobs = []
     for name, options in VARIANTS.items():
@@ -156,10 +158,11 @@ def of_two_ranks(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     wide = (*VARIANTS["gather"], "--queue-size=96")
     jobs.append((videos, root / "from one", (*wide, "--resume=auto"), None))
     jobs.append((videos, root / "from two", wide, 4))
+    jobs.append((videos, root / "shard from one", (*shard, "--resume=auto"), 1))
     shards = pretraining.write_shards(videos, root / "tars")
     jobs += [(shards, root / "within an epoch", (), 3), (shards, root / "at its end", (), 5)]
     results = run_on_ranks(2, pretraining.on_ranks, jobs)
-    assert results == [[0, 75, 0] * len(VARIANTS) + [75, 75, 0, 75, 75, 75]] * 2
+    assert results == [[0, 75, 0] * len(VARIANTS) + [75, 75, 0, 75, 75, 75, 75]] * 2
     return root
 
 
@@ -243,6 +246,28 @@ def test_shards_of_two_ranks_become_one(of_two_ranks: Path, videos: Path) -> Non
     assert torch.equal(run.videos.ids, run.queue.ids)  # the rings are still in step
 
 
+def test_a_queue_of_one_rank_becomes_two_shards(of_two_ranks: Path) -> None:
+    out = of_two_ranks / "shard from one"
+    before, after = tensors(out, 6), tensors(out, 7)
+
+    def rows(state: dict[str, torch.Tensor], ranks: int, ring: str) -> list[tuple[float, ...]]:
+        return sorted(
+            (int(stamp), int(i), *key.tolist())
+            for r in range(ranks)
+            for stamp, i, key in zip(
+                *(state[f"rank{r}.rings.{ring}.{part}"] for part in ("stamps", "ids", "keys")),
+                strict=True,
+            )
+        )
+
+    for ring in ("queue", "videos", "labels"):
+        old, new = rows(before, 1, ring), rows(after, 2, ring)
+        assert len(old) == len(new) == 24
+        assert new[:16] == old[8:]  # the oldest of both shards made way for 8 keys
+        assert [row[0] for row in new] == [4] * 8 + [5] * 8 + [6] * 8
+    assert not torch.equal(after["rank0.random.cpu"], after["rank1.random.cpu"])
+
+
 def test_local_queues_stay_with_their_ranks(of_two_ranks: Path, videos: Path) -> None:
     message = "step-00000006 has the local queues of 2 ranks, which belong to their ranks: resume"
     with pytest.raises(SystemExit, match=rf"{message} with 2 ranks; got 1$"):
@@ -279,15 +304,18 @@ def test_ranks_that_are_signalled_make_their_step_save_and_end(
     assert_gone(everyone)
 
 
-def test_a_corrupt_file_on_one_rank_ends_both_by_name(videos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_error", ["raise", "substitute"])
+def test_a_corrupt_file_on_one_rank_is_named_and_ends_both_or_none(
+    on_error: str, videos: Path, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
     paths = [*sorted(videos.glob("*/*.mp4")), bad]
     manifest = tmp_path / "train.csv"
     manifest.write_text("path\n" + "".join(f"{path}\n" for path in paths[-20:]))
-    process = begin(manifest, tmp_path / "run", "--on-error=raise", "--workers=1", ranks=2)
-    status, _, error = end(process)
-    assert status != 0
+    options = (f"--on-error={on_error}", "--workers=1")
+    status, _, error = end(begin(manifest, tmp_path / "run", *options, ranks=2))
+    assert (status == 0) == (on_error == "substitute"), error
     assert f"{bad}: " in error
 
 
