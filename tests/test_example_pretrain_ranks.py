@@ -215,57 +215,29 @@ def test_another_number_of_ranks_reads_the_same_videos_in_the_same_order(
         assert all(line[name] == expected[name] for name in schedule)
 
 
-def test_shards_of_two_ranks_become_one(of_two_ranks: Path, videos: Path) -> None:
-    out = of_two_ranks / "shard open"
-    before = tensors(out, 6)
-    module, checkpoints = pretraining.load(), pretraining.load("_checkpoints")
-    args = module.parse_args([f"--data={videos}", f"--out={out}", *SMALL, "--queue=shard"])
-    args.batch_norm = "shuffle"
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        run = module.build(args, torch.device("cpu"), torch.distributed.group.WORLD)
-        checkpoints.resume(run, out / "checkpoints")
-    finally:
-        torch.distributed.destroy_process_group()
-    assert (run.step, run.ranks) == (6, 2)
-    for name, ring in run.rings().items():
-        shards = [
-            {key: before[f"rank{r}.rings.{name}.{key}"] for key in ("stamps", "ids", "keys")}
-            for r in (0, 1)
-        ]
-        rows = sorted(
-            (int(stamp), int(i), *key.tolist())
-            for shard in shards
-            for stamp, i, key in zip(shard["stamps"], shard["ids"], shard["keys"], strict=True)
-        )
-        assert len(ring) == len(rows) == 24
-        own = zip(ring.stamps, ring.ids, ring.keys, strict=True)
-        assert sorted((int(s), int(i), *k.tolist()) for s, i, k in own) == rows
-        assert torch.equal(ring.stamps, ring.stamps.sort().values)
-    assert torch.equal(run.videos.ids, run.queue.ids)  # the rings are still in step
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("shard open", 2, 1), ("shard from one", 1, 2)]
+)
+def test_shards_are_dealt_to_another_number_of_ranks(
+    name: str, before: int, after: int, of_two_ranks: Path, videos: Path
+) -> None:
+    out = of_two_ranks / name
+    if after == 1:
+        assert pretrain(videos, out, *VARIANTS["shard"], "--resume=auto", stop=1) == 75
 
-
-def test_a_queue_of_one_rank_becomes_two_shards(of_two_ranks: Path) -> None:
-    out = of_two_ranks / "shard from one"
-    before, after = tensors(out, 6), tensors(out, 7)
-
-    def rows(state: dict[str, torch.Tensor], ranks: int, ring: str) -> list[tuple[float, ...]]:
-        return sorted(
-            (int(stamp), int(i), *key.tolist())
-            for r in range(ranks)
-            for stamp, i, key in zip(
-                *(state[f"rank{r}.rings.{ring}.{part}"] for part in ("stamps", "ids", "keys")),
-                strict=True,
-            )
-        )
+    def rows(step: int, ranks: int, ring: str) -> list[tuple[float, ...]]:
+        state, found = tensors(out, step), []
+        for r in range(ranks):
+            parts = {key: state[f"rank{r}.rings.{ring}.{key}"] for key in ("stamps", "ids", "keys")}
+            assert torch.equal(parts["ids"], state[f"rank{r}.rings.queue.ids"]) or ring == "labels"
+            found += zip(*(part.tolist() for part in parts.values()), strict=True)
+        return sorted(found)
 
     for ring in ("queue", "videos", "labels"):
-        old, new = rows(before, 1, ring), rows(after, 2, ring)
+        old, new = rows(6, before, ring), rows(7, after, ring)
         assert len(old) == len(new) == 24
-        assert new[:16] == old[8:]  # the oldest of both shards made way for 8 keys
-        assert [row[0] for row in new] == [4] * 8 + [5] * 8 + [6] * 8
-    assert not torch.equal(after["rank0.random.cpu"], after["rank1.random.cpu"])
+        assert new[:16] == old[8:]  # the oldest of all have made way for the 8 keys of a step
+        assert [stamp for stamp, *_ in new] == [4] * 8 + [5] * 8 + [6] * 8
 
 
 def test_local_queues_stay_with_their_ranks(of_two_ranks: Path, videos: Path) -> None:
