@@ -1,4 +1,4 @@
-"""Checkpoints of `pretrain.py`: everything that changes, so that a run goes on as if never stopped.
+"""Checkpoints of a run: everything that changes, so that it goes on as if it had not been stopped.
 
 A checkpoint is the folder `step-00000120` with the files of torch.distributed.checkpoint and the
 trained backbone alone as `encoder.pt`. It is written under another name and renamed when all of it
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from _resume import CheckpointError, need, on_rank_0, reason, say
+from _resume import CheckpointError, cause, need, on_rank_0, say
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -37,15 +37,15 @@ class Run:
     """Everything that changes while a run goes on."""
 
     encoder: nn.Module  # backbone and heads, wrapped or not
-    key_encoder: nn.Module | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    queue: NNSupportQueue
-    videos: MoCoQueue  # rings in step with the queue: of which video each row is,
-    labels: MoCoQueue  # and of which class
     device: torch.device
     hosts: dist.ProcessGroup  # for agreements that need no GPU
     seed: int
+    key_encoder: nn.Module | None = None
+    queue: NNSupportQueue | None = None  # of pretraining
+    videos: MoCoQueue | None = None  # rings in step with the queue: of which video each row is,
+    labels: MoCoQueue | None = None  # and of which class
     step: int = 0
     ranks: int = 1  # that made the last checkpoint
 
@@ -56,7 +56,12 @@ class Run:
         self.labels.enqueue(torch.ones_like(keys[:, :1]), labels)
 
     def rings(self) -> dict[str, MoCoQueue]:
-        return {"queue": self.queue, "videos": self.videos, "labels": self.labels}
+        """The queue and its rings; none where the run has no queue."""
+        rings = {"queue": self.queue, "videos": self.videos, "labels": self.labels}
+        return {} if self.queue is None else rings
+
+    def shares_rings(self) -> bool:
+        return self.queue is not None and self.queue.distributed == "gather"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -64,7 +69,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if p.suffix != ".tmp"), reverse=True)
 
 
-def save(run: Run, folder: Path, *, keep: int, about: dict[str, Any]) -> None:
+def save(
+    run: Run,
+    folder: Path,
+    *,
+    keep: int,
+    about: dict[str, Any],
+    also: dict[str, Any] | None = None,
+) -> None:
     """Write a checkpoint of this step and remove all but the last ``keep``.
 
     Args:
@@ -72,17 +84,19 @@ def save(run: Run, folder: Path, *, keep: int, about: dict[str, Any]) -> None:
         folder: Where checkpoints are.
         keep: How many to keep.
         about: Plain values that go into ``encoder.pt`` beside the weights.
+        also: Content of further files by their names, the same on all ranks or on rank 0 alone.
 
     Raises:
         CheckpointError: It could not be written; those before are untouched.
     """
     path = folder / f"step-{run.step:08d}"
     unfinished = path.with_suffix(".tmp")
-    weights = encoder_weights(run.encoder)
+    whole = {"encoder.pt": {"model": encoder_weights(run.encoder), **about}, **(also or {})}
 
     def finish() -> None:
-        torch.save({"model": weights, **about}, unfinished / "encoder.pt")
-        flush(unfinished / "encoder.pt")  # DCP has flushed the others
+        for name, content in whole.items():
+            torch.save(content, unfinished / name)
+            flush(unfinished / name)  # DCP has flushed its own
         shutil.rmtree(path, ignore_errors=True)  # a damaged one, or it would have been resumed
         os.replace(unfinished, path)
         flush(folder)
@@ -101,7 +115,7 @@ def save(run: Run, folder: Path, *, keep: int, about: dict[str, Any]) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
         last = checkpoints(folder)
         intact = f"the last one is whole: {last[0]}" if last else "there is none before it"
-        raise CheckpointError(f"{path} cannot be written: {reason(error)}; {intact}") from error
+        raise CheckpointError(f"{path} cannot be written: {cause(error)}; {intact}") from error
 
 
 def resume(run: Run, folder: Path) -> Path | None:
@@ -117,7 +131,7 @@ def resume(run: Run, folder: Path) -> Path | None:
             load(run, path)
             return path
         except (CheckpointError, dcp.CheckpointException) as error:
-            say(f"{path} is not whole, trying the one before: {reason(error)}")
+            say(f"{path} is not whole, trying the one before: {cause(error)}")
     if found:
         raise CheckpointError(f"no checkpoint in {folder} is whole; remove it to begin anew")
     return None
@@ -180,7 +194,7 @@ def shared_state(run: Run) -> State:
         state["key_encoder"] = parameters(run.key_encoder)
     if run.scaler.is_enabled():
         state["scaler"] = {n: torch.tensor(x) for n, x in run.scaler.state_dict().items()}
-    if run.queue.distributed == "gather":
+    if run.shares_rings():
         state["rings"] = {name: ring.state_dict() for name, ring in run.rings().items()}
     return state
 
@@ -195,7 +209,7 @@ def own_state(run: Run) -> State:
         state["random"]["cuda"] = torch.cuda.get_rng_state(run.device)
     if run.key_encoder is not None:
         state["key_buffers"] = dict(run.key_encoder.named_buffers())
-    if run.queue.distributed != "gather":
+    if run.rings() and not run.shares_rings():
         state["rings"] = {name: ring.state_dict() for name, ring in run.rings().items()}
     return state
 
@@ -225,10 +239,10 @@ def seed_rank(seed: int, step: int) -> None:
     torch.manual_seed(int(state >> np.uint64(1)))
 
 
-def encoder_weights(encoder: nn.Module) -> dict[str, Tensor]:
+def encoder_weights(encoder: nn.Module, part: str = "backbone") -> dict[str, Tensor]:
     """Give the state dict of the plain backbone, however it is wrapped; all ranks call this."""
     with averaged_buffers(encoder):
-        state = unwrap(encoder).backbone.state_dict()
+        state = unwrap(encoder).get_submodule(part).state_dict()
         whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in state.items()}
         return {name: tensor.detach().cpu().clone() for name, tensor in whole.items()}
 
@@ -253,15 +267,16 @@ def unwrap(module: nn.Module) -> Any:
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
 
 
-def publish_encoder(out: Path, hosts: dist.ProcessGroup) -> None:
-    """Copy the encoder of the last checkpoint to the folder of the run."""
+def publish(out: Path, hosts: dist.ProcessGroup) -> None:
+    """Copy what others read of the last checkpoint, its ``.pt`` files, to the folder of the run."""
 
-    def publish() -> None:
-        unfinished = out / "encoder.pt.tmp"
-        shutil.copyfile(checkpoints(out / "checkpoints")[0] / "encoder.pt", unfinished)
-        os.replace(unfinished, out / "encoder.pt")
+    def copy() -> None:
+        for file in checkpoints(out / "checkpoints")[0].glob("*.pt"):
+            unfinished = out / f"{file.name}.tmp"
+            shutil.copyfile(file, unfinished)
+            os.replace(unfinished, out / file.name)
 
-    on_rank_0(publish, hosts)
+    on_rank_0(copy, hosts)
 
 
 def flush(path: Path) -> None:

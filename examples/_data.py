@@ -1,4 +1,4 @@
-"""The videos of `pretrain.py`, of a folder, a manifest or tar shards, from any step of an epoch on.
+"""The videos of a run, of a folder, a manifest or tar shards, from any step of an epoch on.
 
 All ranks together read the same videos in the same order, however many ranks there are.
 """
@@ -9,12 +9,13 @@ import argparse
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from _resume import need, refusing, stay_alive
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from iivcl import augment
@@ -56,20 +57,31 @@ class Batches(Sampler[list[int]]):
 
 
 class Data:
-    """The training set, as a loader that begins at any step of an epoch."""
+    """The training set, as a loader that begins at any step of an epoch.
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    Its videos, recipe and transform are those of pretraining where none are given.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        *,
+        videos: Manifest | None = None,
+        recipe: ClipRecipe | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.share, self.parts = args.batch_size // world_size(), args.accumulate
         part = self.share // self.parts
         need(args.data.exists(), f"--data {args.data} does not exist")
         shards = sorted(args.data.glob("*.tar")) if args.data.is_dir() else [args.data]
-        self.is_tar = bool(shards) and shards[0].suffix == ".tar"
-        recipe = ClipRecipe(
+        self.is_tar = videos is None and bool(shards) and shards[0].suffix == ".tar"
+        recipe = recipe or ClipRecipe(
             num_frames=args.frames, stride=args.stride, clips_per_video=args.clips,
             short_side=args.size * 8 // 7,
         )  # fmt: skip
         how: dict[str, Any] = {
-            "transform": augment.rho_moco(args.size)[:2],  # crops; colours are for the device
+            # Crops are drawn by the workers, for files differ in size; colours on the device.
+            "transform": transform or augment.rho_moco(args.size)[:2],
             "on_error": args.on_error,
             "seed": args.seed,
         }
@@ -82,7 +94,7 @@ class Data:
                 self.num_videos = len(self.set) * world_size()
                 batches: dict[str, Any] = {"batch_size": part, "drop_last": True}
             else:
-                videos = read_videos(args.data)
+                videos = videos or read_videos(args.data)
                 self.set = VideoClips(videos, recipe, **how)
                 root = args.data if args.data.is_dir() else args.data.parent
                 self.files = [os.path.relpath(path, root) for path in videos.paths]

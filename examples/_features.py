@@ -1,4 +1,4 @@
-"""Features of videos from frozen encoders, for `evaluate.py`: encoders of files, views, a cache."""
+"""Features of videos from frozen encoders: encoders of files, views, a cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import platform
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import av
 import torch
 import torch.distributed as dist
 import torchvision
+from _report import Report
 from _resume import need, refusing, stay_alive
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -27,8 +27,6 @@ import iivcl
 from iivcl import augment, backbones, data
 from iivcl.distributed import rank, world_size
 from iivcl.evaluation import extract_features
-
-Report = dict[str, Any]
 
 
 def absolute(source: str) -> str:
@@ -63,7 +61,8 @@ def open_encoder(source: str, args: argparse.Namespace) -> tuple[nn.Module, Repo
     main = source == args.checkpoint
     with refusing(ValueError, ImportError, OSError):
         report = backbones.load_weights(module, file, prefix=args.prefix if main else None)
-    which = "query" if about else f"that under {report.prefix!r}"
+    of_run = {"finetune": "finetuned on labels"}.get(about.get("method"), "query")
+    which = of_run if about else f"that under {report.prefix!r}"
     sha256 = file_hash(Path(file))
     # The encoder of a run is a copy of that of its last checkpoint, whose name says the step.
     copies = [Path(file), *Path(file).parent.glob("checkpoints/step-*/encoder.pt")]
@@ -111,6 +110,16 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+class Recipe(data.ClipRecipe):
+    """A recipe that names the video which is shorter than a clip, where that is an error."""
+
+    def indices(self, video: data.Video, *, generator: torch.Generator | None = None) -> Tensor:
+        try:
+            return super().indices(video, generator=generator)
+        except ValueError as error:
+            raise data.DecodeError(f"{video.name}: {error}") from error
 
 
 class Together(nn.Module):
@@ -161,13 +170,29 @@ def features_of(
     if world_size() > 1:
         dist.broadcast_object_list(agreed)
     missing = agreed[0]
-    kept = [name for name in encoders if name not in missing and rank() == 0]
-    found = {name: torch.load(cache[name]) for name in kept}
-    if not missing:
-        return found
-    recipe = data.ClipRecipe(
-        num_frames=args.frames, stride=args.stride, clips_per_video=args.clips, sampling="uniform"
-    )
+    found = {n: torch.load(cache[n]) for n in encoders if n not in missing and rank() == 0}
+    if missing:
+        found |= read_means({name: encoders[name] for name in missing}, videos, args, device)
+    for name in missing:
+        if cache[name] is not None and rank() == 0:
+            unfinished = cache[name].with_suffix(".tmp")
+            torch.save(found[name], unfinished)
+            unfinished.replace(cache[name])
+    return {name: found[name] for name in encoders} if rank() == 0 else {}
+
+
+def read_means(
+    modules: dict[str, nn.Module],
+    videos: data.Manifest,
+    args: argparse.Namespace,
+    device: torch.device | str,
+    text: str = "features",
+) -> dict[str, Rows]:
+    """Take of every module its mean over the views of a video; whole on rank 0 alone."""
+    recipe = Recipe(
+        num_frames=args.frames, stride=args.stride, clips_per_video=args.clips,
+        sampling="uniform", short=args.short,
+    )  # fmt: skip
     crop = (
         augment.evaluation(args.size) if args.crops == 1 else partial(three_crops, size=args.size)
     )
@@ -177,20 +202,17 @@ def features_of(
         sampler=DistributedSampler(clips, world_size(), rank(), shuffle=False),
         worker_init_fn=stay_alive, generator=torch.Generator(),
     )  # fmt: skip
-    together = Together([encoders[name] for name in missing], args).to(device)
-    batches = tqdm(loader, "features", disable=rank() > 0)
+    together = Together(list(modules.values()), args).to(device)
+    batches = tqdm(loader, text, disable=rank() > 0, leave=text == "features")
     with clips.name_crashes():
         all_columns, places, _ = extract_features(
             together, batches, device=device, distributed="gather"
         )
     *columns, repeats = all_columns.split(together.widths or [all_columns.shape[1]], dim=1)
-    for name, features in zip(missing, columns, strict=False):
-        found[name] = (features.clone(), places, repeats[:, 0] > 0)
-        if cache[name] is not None and rank() == 0:
-            unfinished = cache[name].with_suffix(".tmp")
-            torch.save(found[name], unfinished)
-            unfinished.replace(cache[name])
-    return {name: found[name] for name in encoders} if rank() == 0 else {}
+    return {
+        name: (columns_of_one.clone(), places, repeats[:, 0] > 0)
+        for name, columns_of_one in zip(modules, columns, strict=False)
+    }
 
 
 def cache_files(
@@ -206,7 +228,7 @@ def cache_files(
     files = [
         (p, s and (s.st_size, s.st_mtime_ns)) for p, s in zip(videos.paths, stats, strict=True)
     ]
-    names = ("frames", "stride", "clips", "crops", "size", "precision", "batch_size")
+    names = ("frames", "stride", "clips", "crops", "size", "short", "precision", "batch_size")
     reading = [files, [getattr(args, name) for name in names], versions()]
     keys = {n: json.dumps([weights_hash(m), *reading]) for n, m in encoders.items()}
     return {n: folder / f"{hashlib.sha256(k.encode()).hexdigest()}.pt" for n, k in keys.items()}

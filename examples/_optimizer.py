@@ -1,13 +1,17 @@
-"""Learning rates: of a step (warm-up and half a cosine, or drops) and of a layer of an encoder."""
+"""Learning rates: of a step (warm-up and half a cosine, or drops) and of a layer of an encoder.
+
+And when the gradients of a step that is computed in parts are averaged.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 LISTS = (nn.Sequential, nn.ModuleList)
 
@@ -23,6 +27,15 @@ def drops(step: int, at: Sequence[int], *, warmup: int, lr: float) -> float:
     """Rise in a line over the warm-up, then fall to a tenth at every step of ``at``."""
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return lr * rise * 0.1 ** sum(step >= drop for drop in at)
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], name: Literal["sgd", "adamw"], lr: float
+) -> torch.optim.Optimizer:
+    """Make SGD with Nesterov momentum, or AdamW."""
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -76,3 +89,11 @@ def layers(encoder: nn.Module) -> list[list[nn.Module]]:
 
     walk(encoder)
     return found
+
+
+def average_gradients(encoder: nn.Module, now: bool) -> None:
+    """Have the next backward pass average gradients over the ranks, or only add them up on each."""
+    if isinstance(encoder, DistributedDataParallel):
+        encoder.require_backward_grad_sync = now  # what its no_sync() sets
+    elif hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
+        encoder.set_requires_gradient_sync(now)

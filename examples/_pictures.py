@@ -1,4 +1,4 @@
-"""Pictures of what `evaluate.py` found: queries with their nearest, and a map of features."""
+"""Pictures of what `evaluate.py` found: queries with their nearest, and maps of features."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _resume import say
 from _watch import FRAMES, PIXELS, thumbnails
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -27,7 +28,7 @@ def draw_pictures(
     is_query: Tensor | None,
     center: bool,
 ) -> None:
-    """Write ``neighbors.png`` and ``features.png`` of features (N, D) of the videos at (N,)."""
+    """Draw hits and misses, components and t-SNE of features (N, D) of the videos at (N,)."""
     labels = videos.labels[places]
     side = torch.ones(len(places), dtype=torch.bool) if is_query is None else is_query[places]
     query, gallery = side.nonzero().flatten(), (~side).nonzero().flatten()
@@ -62,30 +63,47 @@ def draw_pictures(
             draw.text((x, y + PIXELS + 3), text[: width // 6 - 1], fill=colour)
     folder.mkdir(parents=True, exist_ok=True)
     sheet.save(folder / "neighbors.png")
-    draw_map(features, labels, names).save(folder / "features.png")
-
-
-def draw_map(features: Tensor, labels: Tensor, names: list[str], pixels: int = 560) -> Image.Image:
-    """Draw the two principal components of the features, of unit length: a colour per class."""
     rows = spread(torch.arange(len(features)), MOST_POINTS)
     unit = F.normalize(features[rows], dim=1)
+    draw_map(*components(unit), labels[rows], names).save(folder / "features.png")
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        say("no t-SNE: pip install scikit-learn")
+        return
+    perplexity = min(30.0, (len(unit) - 1) / 3)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(unit.numpy())
+    text = f"t-SNE of perplexity {perplexity:.0f}: near is alike, far says nothing"
+    draw_map(torch.from_numpy(places), text, labels[rows], names).save(folder / "tsne.png")
+
+
+def components(unit: Tensor) -> tuple[Tensor, str]:
+    """Give the two principal components (N, 2) of rows (N, D), and say what they are."""
     axes, extents, _ = torch.linalg.svd(unit - unit.mean(0), full_matrices=False)
-    points = (axes * extents)[:, :2]  # (N, 2)
-    points = F.pad(points, (0, 2 - points.shape[1]))
+    points = (axes * extents)[:, :2]
+    share = (extents[:2].square().sum() / extents.square().sum().clamp(min=1e-12)).item()
+    text = f"two principal components, {share:.0%} of the variance"
+    return F.pad(points, (0, 2 - points.shape[1])), text
+
+
+def draw_map(
+    points: Tensor, text: str, labels: Tensor, names: list[str], pixels: int = 560
+) -> Image.Image:
+    """Draw points (N, 2) in the colours of their classes, with a line of text."""
+    points = points - points.mean(0)
     # One scale for both, so that distances on the map are distances.
     points = 0.5 + points / (2.1 * points.abs().max().clamp(min=1e-12))
-    classes = labels[rows].unique().tolist()
+    classes = labels.unique().tolist()
     hues = {c: i / len(classes) for i, c in enumerate(classes)}
     colours = {c: colorsys.hsv_to_rgb(hue, 0.85, 0.75) for c, hue in hues.items()}
     of = {c: tuple(round(255 * part) for part in colour) for c, colour in colours.items()}
     picture = Image.new("RGB", (pixels + 180, pixels + 20), "white")
     draw = ImageDraw.Draw(picture)
-    for (x, y), label in zip((pixels * points).tolist(), labels[rows].tolist(), strict=True):
+    for (x, y), label in zip((pixels * points).tolist(), labels.tolist(), strict=True):
         draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=of[label], outline="white")
     for line, label in enumerate(classes[: pixels // 14]):
         draw.text((pixels + 4, 4 + 14 * line), names[label][:28], fill=of[label])
-    share = (extents[:2].square().sum() / extents.square().sum().clamp(min=1e-12)).item()
-    draw.text((4, pixels + 4), f"two principal components, {share:.0%} of the variance", fill=TEXT)
+    draw.text((4, pixels + 4), text, fill=TEXT)
     return picture
 
 

@@ -1,4 +1,4 @@
-"""How a script is stopped and goes on: signals, the folder of its run, refusals in one message."""
+"""How a run is started and stopped, and goes on: processes, signals, folder, refusals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +19,33 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torchvision
+from tqdm import tqdm
 
 import iivcl
+from iivcl.data import DecodeError
 from iivcl.distributed import rank, world_size
 
 # Settings that may differ when a run goes on, for they change no result. Of the data, the list of
 # files is compared.
 FREE = {"data", "out", "resume", "workers", "log_every", "save_every", "keep", "knn_every"}
+TO_BE_CONTINUED = 75  # exit status of a run that was told to stop and has saved: start it again
+
+
+def start(train: Callable[[torch.device, dist.ProcessGroup], int], *errors: type[Exception]) -> int:
+    """Join the other processes, if there are any, and train; what ends it early is one message."""
+    local, gpu = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.is_available()
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("nccl" if gpu else "gloo", **alone)
+    try:
+        status = train(device, dist.new_group(backend="gloo"))
+    except (CheckpointError, DecodeError, OSError, *errors) as error:
+        tqdm.write(f"rank {rank()}: {cause(error)}", file=sys.stderr)  # below what is shown
+        return 1
+    dist.destroy_process_group()
+    return status
 
 
 class Signals:
@@ -40,11 +62,20 @@ class Signals:
     def _note(self, number: int, frame: object) -> None:
         self.seen = True
 
+    def end_here(self) -> None:
+        """Let signals end the process again: nothing is left that would be lost."""
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
     def seen_by_any(self, hosts: dist.ProcessGroup) -> bool:
         """Whether a rank was told to stop: all ranks stop after the same step."""
         seen = torch.tensor(int(self.seen))
         dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=hosts)
         return bool(seen)
+
+
+def is_due(now: int, every: int, last: int) -> bool:
+    return every > 0 and (now % every == 0 or now == last)
 
 
 def stay_alive(worker: int) -> None:
@@ -78,7 +109,7 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        need(False, str(error))
+        need(False, cause(error))
 
 
 def on_rank_0(action: Callable[[], object], hosts: dist.ProcessGroup) -> None:
@@ -88,18 +119,23 @@ def on_rank_0(action: Callable[[], object], hosts: dist.ProcessGroup) -> None:
         try:
             action()
         except Exception as error:  # whatever it is, the others must not wait for ever
-            failure = [reason(error)]
+            failure = [cause(error)]
     dist.broadcast_object_list(failure, group=hosts)
     if failure[0] is not None:
         raise CheckpointError(failure[0])
 
 
-def reason(error: Exception) -> str:
-    """Say in one line why, of an error on one rank or of those on several."""
+def cause(error: BaseException) -> str:
+    """Find the one line that says why, in what several ranks or a worker of a loader raised."""
     if isinstance(error, dcp.CheckpointException):
-        return "; ".join(dict.fromkeys(reason(failure[0]) for failure in error.failures.values()))
-    known = isinstance(error, (CheckpointError, OSError))
-    return str(error) if known else f"{type(error).__name__}: {error}"
+        of_ranks = [failure[0] for failure in error.failures.values()]
+        lines = [f"{type(e).__name__}: {str(e).partition(chr(10))[0]}" for e in of_ranks]
+        return "; ".join(dict.fromkeys(lines))
+    text = str(error).strip()
+    if "\nOriginal Traceback" in text:  # of a worker
+        return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    says_what = type(error).__module__ != "builtins" or isinstance(error, (OSError, ValueError))
+    return text if says_what else f"{type(error).__name__}: {text}"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -109,7 +145,13 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def begin_folder(args: argparse.Namespace, files: list[str], hosts: dist.ProcessGroup) -> None:
+def begin_folder(
+    args: argparse.Namespace,
+    files: list[str],
+    hosts: dist.ProcessGroup,
+    *,
+    free: set[str] = FREE,
+) -> None:
     """Write ``config.json`` of a new run, or compare it with that of the run that goes on."""
     names = "\0".join(files).encode(errors="surrogateescape")
     versions = {m.__name__: m.__version__ for m in (torch, torchvision, av, iivcl)}
@@ -132,7 +174,7 @@ def begin_folder(args: argparse.Namespace, files: list[str], hosts: dist.Process
         differ = [
             f"--{name.replace('_', '-')} {now['settings'].get(name)} "
             f"(was {before['settings'].get(name)})"
-            for name in sorted((before["settings"] | now["settings"]).keys() - FREE)
+            for name in sorted((before["settings"] | now["settings"]).keys() - free)
             if now["settings"].get(name) != before["settings"].get(name)
         ]
         if now["files"] != before["files"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,17 @@ from iivcl import data
 SETS = ("ucf101", "hmdb51", "kinetics", "ssv2", "diving48")
 
 
-def read_sides(args: argparse.Namespace) -> tuple[data.Manifest, Tensor | None, dict[str, Any]]:
+def add_set(add: Callable[..., None]) -> None:
+    """Add the settings that choose the split of a published set."""
+    add("--set", None, "official split of", choices=SETS)
+    add("--lists", None, "folder of the lists of --set; default: DATA")
+    add("--split", 1, "of UCF101 and HMDB51", type=int, choices=(1, 2, 3))
+    add("--suffix", None, "of the files of --set that were encoded anew, such as .mp4")
+
+
+def read_sides(
+    args: argparse.Namespace, names: tuple[str, str] = ("the gallery", "the queries")
+) -> tuple[data.Manifest, Tensor | None, dict[str, Any]]:
     """List the labelled videos, and which (N,) are queries; None to leave one out."""
     source = Path(args.data)
     need(source.exists(), f"no such file or folder: {source}")
@@ -45,10 +56,11 @@ def read_sides(args: argparse.Namespace) -> tuple[data.Manifest, Tensor | None, 
     known = videos.labels >= 0
     classes = [videos.labels[known & (is_query == side)].unique() for side in (False, True)]
     if len(sides) == 2:
-        need(all(map(len, classes)), "the gallery, or the queries, have no labelled video")
+        for side, name in zip(classes, names, strict=True):
+            need(len(side) > 0, f"{name}: no video has a label")
         lacking = classes[1][~torch.isin(classes[1], classes[0])].tolist()
-        names = ", ".join(videos.classes[c] if videos.classes else str(c) for c in lacking)
-        need(not lacking, f"classes of the queries that no video of the gallery has: {names}")
+        missing = ", ".join(videos.classes[c] if videos.classes else str(c) for c in lacking)
+        need(not lacking, f"{names[1]} have classes that no video of {names[0]} has: {missing}")
     need(int(known.sum()) > 2, f"{source} has fewer than 3 videos with a label")
     rows = known.nonzero().flatten().tolist()
     videos = videos._replace(paths=[videos.paths[i] for i in rows], labels=videos.labels[known],
@@ -63,7 +75,7 @@ def read_sides(args: argparse.Namespace) -> tuple[data.Manifest, Tensor | None, 
     ]
     text = "\n".join([*videos.classes, *lines]).encode(errors="surrogateescape")
     about = {
-        "data": args.data, "split": rule, "videos": len(rows),
+        "data": str(args.data), "split": rule, "videos": len(rows),
         "unlabelled": len(known) - len(rows), "sha256": hashlib.sha256(text).hexdigest(),
     }  # fmt: skip
     return videos, is_query if len(sides) == 2 else None, about
@@ -73,7 +85,7 @@ def official(args: argparse.Namespace) -> list[data.Manifest]:
     """Read the gallery and the queries of a published set."""
     root, lists = Path(args.data), Path(args.lists)
     how = {} if args.suffix is None else {"suffix": args.suffix}
-    train_test, name = ("train", "test"), "something-something-v2-{}.json"
+    train_test = ("train", "test")
     if args.set == "ucf101":
         files = [lists / f"{part}list{args.split:02}.txt" for part in train_test]
         return [data.read_ucf101_split(file, root, **how) for file in files]
@@ -84,7 +96,9 @@ def official(args: argparse.Namespace) -> list[data.Manifest]:
         read = partial(data.read_kinetics_split, missing="drop")
         folders = [root / p if (root / p).is_dir() else root for p in ("train", "val")]
         return [read(lists / "train.csv", folders[0]), read(lists / "val.csv", folders[1])]
-    if args.set == "ssv2":
+    if args.set == "ssv2":  # as it was first published, or as it is now
+        names = ("something-something-v2-{}.json", "{}.json")
+        name = next((n for n in names if (lists / n.format("labels")).exists()), names[0])
         read = partial(data.read_ssv2_split, labels_file=lists / name.format("labels"), **how)
         return [read(lists / name.format(part), root) for part in ("train", "validation")]
     return [data.read_diving48_split(lists / f"Diving48_V2_{p}.json", root) for p in train_test]
@@ -101,7 +115,10 @@ def join(sides: list[data.Manifest]) -> tuple[data.Manifest, Tensor]:
     ]  # fmt: skip
     paths = [path for side in sides for path in side.paths]
     is_query = torch.cat([torch.full((len(s.paths),), s is not sides[0]) for s in sides])
-    return data.Manifest(paths, torch.cat(labels), torch.arange(len(paths)), classes), is_query
+    # No id is in both sides: lists of their own count from 0, and parts of one list share none.
+    later = 1 + max(sides[0].ids.tolist(), default=0)
+    ids = torch.cat([s.ids + (s is not sides[0]) * later for s in sides])
+    return data.Manifest(paths, torch.cat(labels), ids, classes), is_query
 
 
 def size_of(path: str) -> int:

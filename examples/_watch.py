@@ -1,4 +1,4 @@
-"""What `pretrain.py` shows of a run: numbers, pictures of neighbours, and a verdict on its health.
+"""What the examples show of a run: numbers, pictures of neighbours, and a verdict on its health.
 
 Numbers go to `log.jsonl`, one line a step that is looked at, and to TensorBoard where it is
 installed. A line depends on its step alone (but for speed), so a run that was killed and resumed
@@ -71,7 +71,7 @@ class Log:
     def waited(self, seconds: float) -> None:
         self.seconds_waited += seconds
 
-    def write(self, step: int, line: dict[str, float], sheet: Image.Image | None) -> None:
+    def write(self, step: int, line: dict[str, float], sheet: Image.Image | None = None) -> None:
         """Write the numbers of one step, and the speed since the last."""
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
@@ -81,9 +81,9 @@ class Log:
             "data_wait": min(1.0, self.seconds_waited / seconds),  # share of the time
         }
         self.step, self.seconds_waited = step, 0.0
-        self.shown = {
-            "loss": f"{line['loss']:.3f}",
-            "std": f"{line['embedding_std']:.3f}",
+        short = {"loss": "loss", "embedding_std": "std", "validation_top1": "top1"}
+        self.shown |= {short[name]: f"{line[name]:.3f}" for name in short if name in line}
+        self.shown |= {
             "clips/s": f"{speed['clips_per_second']:.1f}",
             "wait": f"{speed['data_wait']:.0%}",
         }

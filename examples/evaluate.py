@@ -11,28 +11,26 @@ video is searched among all others. The result states the whole protocol. Under 
 are dealt to the ranks, and each counts once.
 
 This file is the settings, the measures and the result; `_features.py` takes features, `_sides.py`
-tells gallery and queries apart. Copy it with the files beside it whose names begin with `_`.
+tells gallery and queries apart, `_classify.py` has the linear protocol. Copy the `_` files with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import re
 import sys
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from _features import Report, Rows, absolute, features_of, open_encoder, parts, saved_with, versions
+from _classify import sgd_probe, sgd_settings
+from _features import Rows, absolute, features_of, open_encoder, parts, saved_with, versions
 from _pictures import draw_pictures
+from _report import Report, accuracy, differences, json_text, plain
 from _resume import need, refusing, say, write_whole
-from _sides import SETS, read_sides
+from _settings import begin_parser
+from _sides import add_set, read_sides
 from torch import Tensor
 
 from iivcl import data
@@ -42,7 +40,6 @@ from iivcl.evaluation import (
     fit_linear_probe,
     knn_classify,
     retrieval_metrics,
-    topk_accuracy,
 )
 
 KS = (1, 5, 10, 20, 50)
@@ -51,29 +48,22 @@ FREE = {"out", "again", "pictures", "cache", "workers"}  # settings that change 
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s CHECKPOINT DATA [options]\n       %(prog)s --again RESULT [--out OUT]",
-        description=__doc__,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
-    )
-
-    def add(option: str, default: Any, text: str, **how: Any) -> None:
-        shown = "" if default in (None, False, ()) else f": {default}"
-        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
-        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
-
+    usage = "%(prog)s CHECKPOINT DATA [options]\n       %(prog)s --again RESULT [--out OUT]"
+    parser, add = begin_parser(usage, __doc__)
     parser.add_argument("checkpoint", nargs="?", help="encoder.pt of pretrain.py, or others'")
     parser.add_argument("data", nargs="?", help="manifest, or folder of videos")
     add("--out", None, "JSON file to write", type=Path)
     add("--again", None, "measure as this JSON file says, and compare", type=Path)
-    add("--pictures", None, "folder for neighbors.png and features.png of CHECKPOINT", type=Path)
+    add(
+        "--pictures",
+        None,
+        "folder for neighbors.png, features.png, tsne.png of CHECKPOINT",
+        type=Path,
+    )
     add("--beside", (), "random, pixels, or [BACKBONE=]FILE of another encoder", nargs="+")
     add("--backbone", None, "if not said there: in iivcl.backbones, or my_module:my_function")
     add("--prefix", None, "of the weights in the file, where several encoders are")
-    add("--set", None, "official split of", choices=SETS)
-    add("--lists", None, "folder of the lists of --set; default: DATA")
-    add("--split", 1, "of UCF101 and HMDB51", type=int, choices=(1, 2, 3))
-    add("--suffix", None, "of the files of --set that were encoded anew, such as .mp4")
+    add_set(add)
     add("--gallery", "train", "split of a manifest to search, and to train the probe on")
     add("--query", "test", "split of a manifest to measure")
     add("--hold-out", None, "share of the videos, by whole groups, as queries instead", type=float)
@@ -83,10 +73,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--frames", None, "per clip; default: as in pretraining", type=int)
     add("--stride", None, "frames from one to the next; default: as in pretraining", type=float)
     add("--size", None, "pixels of a crop; default: as in pretraining", type=int)
+    shorts = ("loop", "clamp", "mirror", "error")
+    add("--short", "loop", "what fills a clip of a shorter video", choices=shorts)
     add("--center", False, "in retrieval, take its mean off each side", action="store_true")
     add("--k", 20, "neighbours that vote", type=int)
     add("--temperature", 0.07, "of the votes", type=float)
-    add("--weight-decay", 1e-3, "of the probe", type=float)
+    add("--weight-decay", 1e-3, "of the probe on stored features", type=float)
+    add("--sgd-epochs", 0, "of the papers' linear protocol, theirs 60: fresh clips", type=int)
+    add("--sgd-lr", 4.0, "at batch 512", type=float)
+    add("--sgd-batch-size", 512, "over all ranks, at most the gallery", type=int)
     precisions = ("float32", "bfloat16", "float16")
     add("--precision", "float32", "of the encoders", choices=precisions)
     add("--batch-size", 16, "videos at a time, per rank", type=int)
@@ -108,7 +103,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 # The measures.
 
 
-def protocol(args: argparse.Namespace, rule: str) -> Report:
+def protocol(args: argparse.Namespace, rule: str, in_gallery: int) -> Report:
     """Spell out all that differs between papers."""
     crops = "the middle" if args.crops == 1 else "both ends and the middle of the longer side"
     return {
@@ -117,7 +112,7 @@ def protocol(args: argparse.Namespace, rule: str) -> Report:
         "views": {
             "clips": args.clips, "crops": args.crops, "frames": args.frames, "stride": args.stride,
             "clip_starts": "floor(v M / (V - 1) + 1/2), M the last that fits; of one clip M / 2",
-            "short_videos": "looped",
+            "short_videos": args.short,
             "pixels": f"short side {round(args.size * 8 / 7)}, squares of {args.size}: {crops}",
             "normalisation": "mean 0.45, std 0.225",
         },
@@ -137,14 +132,19 @@ def protocol(args: argparse.Namespace, rule: str) -> Report:
             "standardisation": "mean and std of the gallery",
             "selection": "none: no setting is chosen by a result",
         },
+        "sgd_probe": sgd_settings(args, in_gallery) if args.sgd_epochs else None,
         "precision": args.precision, "batch_size": args.batch_size,
     }  # fmt: skip
 
 
 def measure(
-    rows: Rows, videos: data.Manifest, is_query: Tensor | None, args: argparse.Namespace
+    rows: Rows,
+    videos: data.Manifest,
+    is_query: Tensor | None,
+    args: argparse.Namespace,
+    by_sgd: tuple[Tensor, Tensor] | None = None,
 ) -> Report:
-    """Compute every number of one encoder."""
+    """Compute every number of one encoder; ``by_sgd`` are scores and places of its queries."""
     features, places, repeats = rows
     labels = videos.labels[places]
     classes = int(videos.labels.max()) + 1
@@ -182,6 +182,7 @@ def measure(
         },
         "knn": {"k": min(args.k, others), **accuracy(scores, query_labels, tops)},
         "probe": None,  # without a gallery apart there is nothing to train it on
+        "sgd_probe": None,
     }  # fmt: skip
     if gallery is not None:
         probe = fit_linear_probe(
@@ -189,20 +190,19 @@ def measure(
             max_iterations=ITERATIONS,
         )  # fmt: skip
         scores = probe(query)
+        lacking = bank_labels.bincount(minlength=classes) == 0
         # A class that the gallery lacks keeps its number, and is not guessed.
-        scores[:, bank_labels.bincount(minlength=classes) == 0] = -torch.inf
+        scores[:, lacking] = -torch.inf
         report["probe"] = accuracy(scores, query_labels, tops)
+    if by_sgd is not None:
+        scores_of_sgd, places_of_sgd = by_sgd
+        scores_of_sgd[:, lacking] = -torch.inf
+        report["sgd_probe"] = accuracy(scores_of_sgd, videos.labels[places_of_sgd], tops)
     report["confusion"] = {  # a row per class, a column per guess
         "of": "knn" if gallery is None else "probe",
         "counts": confusion_matrix(scores, query_labels).tolist(),
     }
     return report
-
-
-def accuracy(scores: Tensor, labels: Tensor, ks: list[int]) -> Report:
-    top = topk_accuracy(scores, labels, ks=ks)
-    mean = topk_accuracy(scores, labels, ks=(1,), average="classes")[1]
-    return {**{f"top{k}": value for k, value in top.items()}, "mean_of_classes": mean}
 
 
 def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Report | None:
@@ -217,10 +217,12 @@ def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Re
         need(getattr(args, name), f"no checkpoint says it: give --{name}")
     opened = {source: open_encoder(source, args) for source in sources}
     videos, is_query, about_data = read_sides(args)
+    in_gallery = 0 if is_query is None else int((~is_query).sum())
+    need(in_gallery or not args.sgd_epochs, "--sgd-epochs needs a split: there is no gallery")
     report: Report = {
         "encoders": {source: about for source, (_, about) in opened.items()},
         "data": about_data,
-        "protocol": protocol(args, about_data["split"]),
+        "protocol": protocol(args, about_data["split"], in_gallery),
     }
     for what in report if before else ():
         need(plain(report[what]) == before[what], f"not what was measured: {what}: "
@@ -228,13 +230,19 @@ def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Re
     with refusing(ValueError, OSError, data.DecodeError):
         modules = {source: module for source, (module, _) in opened.items()}
         found = features_of(modules, videos, args, device)
+        by_sgd: dict[str, tuple[Tensor, Tensor]] = {}
+        if args.sgd_epochs:
+            by_sgd = sgd_probe(modules, videos, is_query, args, device)
         if rank() > 0:
             return None
         features, places, _ = found[args.checkpoint]
         if args.pictures is not None:
             draw_pictures(args.pictures, features, places, videos, is_query, args.center)
         gone = sorted(set(range(len(videos.paths))) - set(places.tolist()))
-        results = {n: measure(rows, videos, is_query, args) for n, rows in found.items()}
+        results = {
+            name: measure(rows, videos, is_query, args, by_sgd.get(name))
+            for name, rows in found.items()
+        }
     settings = {k: v for k, v in vars(args).items() if k not in FREE}
     return plain({
         "results": results, **report, "classes": videos.classes,
@@ -243,33 +251,14 @@ def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Re
     })  # fmt: skip
 
 
-def plain(value: Any) -> Any:
-    """Give a report as JSON has it: no NaN, which is no number there."""
-    if isinstance(value, dict):
-        return {str(key): plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Name every entry of two reports that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*before, *now]):
-            name = f"{where}, {key}" if where else key
-            yield from differences(before.get(key), now.get(key), name)
-    elif before != now:
-        yield f"{where}: {before} before, {now} now"
-
-
 def show(report: Report) -> None:
     """Print one table of all encoders, and what is confused most by the first."""
-    lines = [["", "R@1", "R@5", "mAP", "kNN", "probe"]]
+    lines = [["", "R@1", "R@5", "mAP", "kNN", "probe", "SGD"]]
     for source, result in report["results"].items():
         name = source if source in ("random", "pixels") else os.path.relpath(source)
-        retrieval, probe = result["retrieval"], result["probe"] or {}
+        retrieval, probes = result["retrieval"], (result["probe"], result["sgd_probe"])
         numbers = [retrieval.get("R@1"), retrieval.get("R@5"), retrieval["mAP"],
-                   result["knn"]["top1"], probe.get("top1")]  # fmt: skip
+                   result["knn"]["top1"], *((p or {}).get("top1") for p in probes)]  # fmt: skip
         lines.append([name, *("-" if n is None else f"{n:.4f}" for n in numbers)])
     width = max(len(line[0]) for line in lines)
     for name, *cells in lines:
@@ -312,9 +301,7 @@ def main(argv: list[str] | None = None) -> int:
         show(report)
         if args.out is not None:
             with refusing(OSError):
-                text = json.dumps(report, indent=1)  # with every row of numbers on one line
-                text = re.sub(r"\[\n[\d\s,]+\]", lambda row: " ".join(row[0].split()), text)
-                write_whole(args.out, text + "\n")
+                write_whole(args.out, json_text(report))
             say(f"result: {args.out}")
         changed = [] if before is None else list(differences(before["results"], report["results"]))
         print(*changed, sep="\n", end="\n" if changed else "")

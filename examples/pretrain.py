@@ -16,7 +16,6 @@ import argparse
 import importlib
 import itertools
 import math
-import os
 import sys
 from contextlib import closing
 from functools import partial
@@ -26,10 +25,18 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from _checkpoints import Run, publish_encoder, resume, save, seed_rank
+from _checkpoints import Run, publish, resume, save, seed_rank
 from _data import Data
-from _optimizer import half_cosine, layers, parameter_groups, set_rate
-from _resume import CheckpointError, Signals, begin_folder, need, refusing, say
+from _optimizer import (
+    average_gradients,
+    half_cosine,
+    layers,
+    make_optimizer,
+    parameter_groups,
+    set_rate,
+)
+from _resume import TO_BE_CONTINUED, Signals, begin_folder, is_due, need, refusing, say, start
+from _settings import begin_parser, check_run
 from _watch import (
     Log,
     Trouble,
@@ -45,12 +52,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from iivcl import IIVCLLoss, MoCoQueue, NNSupportQueue, augment, backbones
-from iivcl.data import DecodeError
 from iivcl.distributed import all_gather_cat, batch_shuffle, batch_unshuffle, rank, world_size
 from iivcl.losses import multi_positive_info_nce
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
-
-TO_BE_CONTINUED = 75  # exit status of a run that was told to stop and has saved: start it again
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {  # a GPU or a few, some thousand videos
@@ -68,20 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset", default="small", choices=tuple(PRESETS))
     preset = PRESETS[first.parse_known_args(argv)[0].preset]
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --data DATA --out OUT [options]",
-        description=__doc__,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
-    )
-
-    def add(option: str, default: Any, text: str, **how: Any) -> None:
-        name = option[2:].replace("-", "_")
-        if name in preset:
-            default, text = preset[name], f"{text} (of the preset)"
-        shown = "" if default is None or default is False else f": {default}"
-        takes = {} if "action" in how or "choices" in how else {"metavar": "X"}
-        parser.add_argument(option, default=default, help=text + shown, **takes, **how)
-
+    parser, add = begin_parser("%(prog)s --data DATA --out OUT [options]", __doc__, preset)
     parser.add_argument("--data", type=Path, required=True, help="folder, manifest or tar shards")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     add("--resume", None, "go on from the newest whole checkpoint in --out", choices=("auto",))
@@ -131,7 +122,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def settle(args: argparse.Namespace) -> None:
     """Fill in what follows from other settings, and refuse what does not go together."""
     ranks, gpu = world_size(), torch.cuda.is_available()
-    parts, has_key_encoder = ranks * args.accumulate, args.method in HAS_KEY_ENCODER
+    has_key_encoder = args.method in HAS_KEY_ENCODER
     if args.method == "rho-moco":
         args.neighbors = 0
     if args.lr is None:
@@ -141,14 +132,9 @@ def settle(args: argparse.Namespace) -> None:
     if args.batch_norm is None:
         # Shuffling sends every clip to every rank: on many it costs more than the step.
         args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
-    for name in ("frames", "stride", "size", "dim", "queue_size", "batch_size", "accumulate",
-                 "epochs", "log_every", "keep"):  # fmt: skip
-        option = "--" + name.replace("_", "-")
-        need(getattr(args, name) > 0, f"{option} must be above 0; got {getattr(args, name)}")
+    check_run(args, "dim", "queue_size")
     wrong = {
         f"--clips must be at least 2; got {args.clips}": args.clips < 2,
-        f"--batch-size {args.batch_size} cannot be divided into {parts} equal parts ({ranks} ranks "
-        f"x --accumulate {args.accumulate})": args.batch_size % parts,
         f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks":
             args.queue == "shard" and args.queue_size % ranks,
         f"--neighbors {args.neighbors} are more than --queue-size {args.queue_size}":
@@ -157,12 +143,7 @@ def settle(args: argparse.Namespace) -> None:
             args.method == "nnclr" and args.queue == "shard",
         f"--method {args.method} has no key encoder whose batch could be shuffled: use "
         "--batch-norm sync or local": args.batch_norm == "shuffle" and not has_key_encoder,
-        "--batch-norm sync works on GPUs only": args.batch_norm == "sync" and not gpu,
-        "--on-error skip makes batches unequal, and ranks need equal ones: use substitute":
-            args.on_error == "skip" and ranks > 1,
         "--fsdp scales no loss: use bfloat16": args.fsdp and args.precision == "float16",
-        f"--warmup-epochs {args.warmup_epochs} must be below --epochs {args.epochs}":
-            not 0 <= args.warmup_epochs < args.epochs,
     }  # fmt: skip
     for message, holds in wrong.items():
         need(not holds, message)
@@ -308,10 +289,7 @@ def build(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
         if args.compile:
             module.compile()  # in place: no name changes
     groups = parameter_groups(encoder, lr=args.lr, weight_decay=args.weight_decay)
-    if args.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-    else:
-        optimizer = torch.optim.AdamW(groups)
+    optimizer = make_optimizer(groups, args.optimizer, args.lr)
     if world_size() > 1 and not args.fsdp:
         encoder = DistributedDataParallel(encoder)
     rows = args.queue_size // (world_size() if args.queue == "shard" else 1)
@@ -344,18 +322,6 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
         dist.fsdp.fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-def average_gradients(encoder: nn.Module, now: bool) -> None:
-    """Have the next backward pass average gradients over the ranks, or only add them up on each."""
-    if isinstance(encoder, DistributedDataParallel):
-        encoder.require_backward_grad_sync = now  # what its no_sync() sets
-    elif hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
-        encoder.set_requires_gradient_sync(now)
-
-
-def is_due(now: int, every: int, last: int) -> bool:
-    return every > 0 and (now % every == 0 or now == last)
-
-
 def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> int:
     settle(args)
     signals, data = Signals(), Data(args)
@@ -379,7 +345,7 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
     if run.step < total:
         say(f"stopped at step {run.step} of {total}; --resume auto goes on")
         return TO_BE_CONTINUED
-    publish_encoder(args.out, hosts)
+    publish(args.out, hosts)
     say(f"finished: {args.out / 'encoder.pt'}")
     return 0
 
@@ -458,21 +424,7 @@ def take_steps(
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local) if gpu else torch.device("cpu")
-    if gpu:
-        torch.cuda.set_device(device)
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("nccl" if gpu else "gloo", **alone)
-    try:
-        status = train(args, device, dist.new_group(backend="gloo"))
-    except (CheckpointError, Trouble, DecodeError, OSError) as error:
-        print(f"rank {rank()}: {str(error).strip()}", file=sys.stderr, flush=True)
-        return 1
-    dist.destroy_process_group()
-    return status
+    return start(partial(train, parse_args(argv)), Trouble)
 
 
 if __name__ == "__main__":

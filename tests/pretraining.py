@@ -48,33 +48,41 @@ def kept_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def pretrain(data: Path, out: Path, *options: str, stop: int | None = None) -> int:
-    """Run the example in this process; ``stop`` is the step at which it is told to stop.
+@contextmanager
+def told_to_stop(module: Any, stop: int | None) -> Iterator[None]:
+    """Tell a run of a module to stop at one step, if at all, and take its handlers back."""
+    original, steps = module.Signals, 0
 
-    Without a process group it joins one of its own, as it does when it is started alone.
-    """
-    module, resume = load(), load("_resume")
-    args = [f"--data={data}", f"--out={out}", *SMALL, *options]
-    steps = 0
-
-    class Told(resume.Signals):  # type: ignore[misc, name-defined]
+    class Told(original):  # type: ignore[misc, valid-type]
         def seen_by_any(self, hosts: Any) -> bool:
             nonlocal steps
             steps += 1
             self.seen = self.seen or steps == stop
             return bool(super().seen_by_any(hosts))
 
-    original = module.Signals
     module.Signals = Told
-    group_is_mine = not dist.is_initialized()
     try:
         with kept_signals():
+            yield
+    finally:
+        module.Signals = original
+
+
+def pretrain(data: Path, out: Path, *options: str, stop: int | None = None) -> int:
+    """Run the example in this process; ``stop`` is the step at which it is told to stop.
+
+    Without a process group it joins one of its own, as it does when it is started alone.
+    """
+    module = load()
+    args = [f"--data={data}", f"--out={out}", *SMALL, *options]
+    group_is_mine = not dist.is_initialized()
+    try:
+        with told_to_stop(module, stop):
             if group_is_mine:
                 return int(module.main(args))
             settings = module.parse_args(args)
             return int(module.train(settings, torch.device("cpu"), dist.group.WORLD))
     finally:
-        module.Signals = original
         if group_is_mine and dist.is_initialized():
             dist.destroy_process_group()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import os
 import re
 import subprocess
 import sys
@@ -18,9 +20,18 @@ import tiny_encoder
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iivcl import augment
-from iivcl.data import ClipRecipe, Manifest, make_synthetic_videos, open_video, read_manifest
+from iivcl.data import (
+    ClipRecipe,
+    Manifest,
+    VideoClips,
+    make_synthetic_videos,
+    open_video,
+    read_manifest,
+)
+from iivcl.evaluation import knn_classify
 
 Report = dict[str, Any]
 VIEWS = {"frames": 4, "stride": 1.0, "size": 32}
@@ -123,15 +134,27 @@ def test_a_result_alone_gives_every_number_again(
 ) -> None:
     other = write_encoder(tmp_path / "other.pt", 2)
     first = tmp_path / "first.json"
-    options = ["--beside", "random", "pixels", other, "--hold-out=0.4", "--center", "--crops=3"]
+    weights = torch.load(other)["model"]  # as others save them, beside a momentum encoder
+    states = {f"encoder_{part}.{name}": w + (part == "k") for part in "qk"
+              for name, w in weights.items()}  # fmt: skip
+    torch.save({"epoch": 7, "state_dict": states}, tmp_path / "foreign.pt")
+    foreign = f"tiny_encoder:with_norm={tmp_path / 'foreign.pt'}"
+    options = ["--beside", "random", "pixels", other, foreign, "--hold-out=0.4", "--center"]
+    options += ["--crops=3"]
+    options += ["--sgd-epochs=2", "--sgd-batch-size=5", "--sgd-lr=20"]
     report = result_of(first, encoder, videos / "manifest.csv", *options)
-    assert list(report["results"]) == [str(encoder), "random", "pixels", str(other)]
+    assert list(report["results"]) == [str(encoder), "random", "pixels", str(other), foreign]
+    assert report["results"][foreign] == report["results"][str(other)]
+    assert report["encoders"][foreign]["encoder"] == "that under 'state_dict.encoder_q.'"
     assert len({json.dumps(result) for result in report["results"].values()}) > 2
     assert report["protocol"]["retrieval"]["centering"] == "each side by its own mean"
     again = tmp_path / "again.json"
+    capsys.readouterr()
     assert evaluate("--again", first, "--out", again, "--workers=0") == 0
     assert json.loads(again.read_text()) == report
-    assert capsys.readouterr().out.endswith("every number was found again\n")
+    printed = capsys.readouterr().out
+    assert printed.endswith("every number was found again\n")
+    assert_table(printed, report, [os.path.relpath(encoder), "random", "pixels"])
 
     report["results"]["pixels"]["retrieval"]["R@1"] = 2.0
     first.write_text(json.dumps(report))
@@ -140,6 +163,130 @@ def test_a_result_alone_gives_every_number_again(
     write_encoder(encoder, 3)
     with pytest.raises(SystemExit, match=r"not what was measured: encoders: .*sha256"):
         evaluate("--again", first, "--workers=0")
+
+
+def assert_table(printed: str, report: Report, names: list[str]) -> None:
+    """A row per encoder, beside one another under the same protocol."""
+    head, *rows = printed.splitlines()
+    assert head.split() == ["R@1", "R@5", "mAP", "kNN", "probe", "SGD"]
+    rows = rows[: len(report["results"])]
+    assert [row.split()[0] for row in rows[:3]] == names
+    for row, found in zip(rows, report["results"].values(), strict=True):
+        numbers = [*(found["retrieval"][name] for name in ("R@1", "R@5", "mAP")),
+                   *(found[name]["top1"] for name in ("knn", "probe", "sgd_probe"))]  # fmt: skip
+        assert row.split()[1:] == [f"{number:.4f}" for number in numbers]
+
+
+def test_a_result_states_all_that_differs_between_papers(
+    videos: Path, encoder: Path, tmp_path: Path
+) -> None:
+    report = result_of(tmp_path / "r.json", encoder, videos / "split.csv", "--sgd-epochs=1")
+    [about] = report["encoders"].values()
+    assert {"encoder", "step", "sha256", "weights_sha256", "backbone"} <= about.keys()
+    protocol = report["protocol"]
+    assert {"sides", "layer", "video", "precision"} <= protocol.keys()
+    assert protocol["views"].keys() == {
+        "clips", "crops", "frames", "stride", "clip_starts", "short_videos", "pixels",
+        "normalisation",
+    }  # fmt: skip
+    assert {"similarity", "centering", "average"} <= protocol["retrieval"].keys()
+    assert {"similarity", "centering", "k", "votes", "temperature"} <= protocol["knn"].keys()
+    assert {"loss", "solver", "weight_decay", "standardisation", "selection"} <= protocol[
+        "probe"
+    ].keys()
+    assert protocol["sgd_probe"].keys() >= {
+        "source", "optimizer", "lr", "lr_rule", "schedule", "epochs", "warmup_epochs", "batch_size",
+        "weight_decay", "dropout", "training_views", "initial_weights", "encoder", "features",
+        "test", "selection", "seed",
+    }  # fmt: skip
+    assert protocol["sgd_probe"]["lr"] == 4.0 * 12 / 512  # of 12 videos, and not of 512
+    assert {"split", "sha256", "videos", "unlabelled"} <= report["data"].keys()
+    [found] = report["results"].values()
+    assert {"queries", "gallery", "skipped", "repeated_views"} <= found["counts"].keys()
+    assert report["versions"].keys() >= {"torch", "torchvision", "av", "iivcl", "python"}
+    assert report["settings"]["seed"] == 0
+
+
+def test_the_linear_protocol_is_that_of_a_loop(
+    videos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer on the frozen encoder, and whatever stands beside it changes nothing."""
+    options = ["--sgd-epochs=3", "--sgd-batch-size=4", "--sgd-lr=64"]
+    out, source = tmp_path / "r.json", videos / "split.csv"
+    classify, trained = pretraining.load("_classify"), []
+    monkeypatch.setattr(classify, "Softmax", lambda model, old=classify.Softmax: (
+        trained.append(model), old(model))[1])  # fmt: skip
+    report = result_of(out, encoder, source, *options, "--beside", "pixels", "random")
+
+    manifest = read_manifest(source)
+    train, test = manifest.split("train"), manifest.split("test")
+    model = tiny_encoder.with_norm().eval()
+    model.load_state_dict(torch.load(encoder)["model"])
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 3)
+    torch.nn.init.normal_(head.weight, std=0.01)
+    torch.nn.init.zeros_(head.bias)
+    sgd = torch.optim.SGD(head.parameters(), lr=0.5, momentum=0.9, nesterov=True)
+    recipe = ClipRecipe(num_frames=4, stride=1, clips_per_video=1, short_side=46)
+    clips = VideoClips(train, recipe, transform=classify.TrainingViews(32))
+    rates = [1.0]  # 3 epochs x 8 / 60 are 1 step of warm-up
+    rates += [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    for step, rate in enumerate(rates):
+        epoch, place = divmod(step, 3)
+        clips.set_epoch(epoch)
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(epoch))
+        batch = [clips[i] for i in order[4 * place : 4 * place + 4].tolist()]
+        views = torch.cat([one[0] for one in batch]).float() / 255
+        with torch.no_grad():
+            features = model((views - 0.45) / 0.225)
+        loss = F.cross_entropy(head(features), torch.tensor([one[2] for one in batch]))
+        sgd.param_groups[0]["lr"] = 0.5 * rate
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    right = 0
+    for path, label in zip(test.paths, test.labels.tolist(), strict=True):
+        every = ClipRecipe(num_frames=4, stride=1, clips_per_video=3, sampling="uniform")
+        with open_video(path) as video:
+            views = augment.evaluation(32)(every.read(video))
+        with torch.no_grad():
+            right += int(head(model(views)).softmax(1).mean(0).argmax()) == label
+    assert report["results"][str(encoder)]["sgd_probe"]["top1"] == right / 6
+    layer = trained[0].head
+    torch.testing.assert_close(layer.weight, head.weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(layer.bias, head.bias, rtol=1e-3, atol=1e-5)
+
+
+def test_votes_are_the_same_however_the_search_is_parted() -> None:
+    """Bit for bit; and no part holds the similarity of all queries to the whole gallery."""
+    torch.manual_seed(0)
+    gallery, query = torch.randn(4_000, 8), torch.randn(700, 8)
+    labels = torch.randint(0, 5, (4_000,))
+    with Largest() as largest:
+        whole = knn_classify(query, gallery, labels, k=20)
+    assert largest.numel < len(query) * len(gallery) / 2
+    for rows in (1, 37):
+        parts = [knn_classify(part, gallery, labels, k=20) for part in query[:100].split(rows)]
+        assert torch.equal(torch.cat(parts), whole[:100])
+    cosine = F.normalize(query, dim=1) @ F.normalize(gallery, dim=1).T  # held whole
+    found = cosine.topk(20, dim=1)
+    votes = torch.zeros(700, 5).scatter_add_(
+        1, labels[found.indices], (found.values / 0.07).softmax(1)
+    )
+    torch.testing.assert_close(whole, votes, rtol=1e-4, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the elements of the largest tensor that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
 
 
 def test_features_are_kept_by_the_weights_that_made_them(
@@ -199,9 +346,17 @@ def test_what_pretraining_says_on_its_way_is_what_is_measured(videos: Path, tmp_
         (["{plain}", "{videos}", "--frames=4", "--stride=1", "--size=32"],
          r"plain\.pt does not say its backbone: give --backbone, or BACKBONE=FILE$"),
         (["{encoder}", "{lacking}"],
-         r"classes of the queries that no video of the gallery has: up_down$"),
+         r"the queries have classes that no video of the gallery has: up_down$"),
         (["{encoder}", "{videos}/split.csv", "--query=val"], r"`name` must be .*'test'.*'val'$"),
         (["{encoder}", "{videos}", "--set=ucf101"], r"(No such file|not found|classInd).*"),
+        (["{encoder}", "{videos}", "--sgd-epochs=1"],
+         r"--sgd-epochs needs a split: there is no gallery$"),
+        (["{encoder}", "{videos}/split.csv", "--sgd-epochs=2", "--sgd-lr=4e40",
+          "--sgd-batch-size=4"],
+         r"the linear protocol diverges on .*encoder\.pt: give a smaller --sgd-lr$"),
+        (["{encoder}", "{videos}", "--frames=13", "--short=error", "--on-error=raise"],
+         r"\.mp4: a clip of 13 frames .* needs frame 12, but the video has 12 frames; "),
+        (["{encoder}", "{unreadable}", "--workers=1"], r"none of the 4 videos of a batch can be "),
         (["{encoder}", "{unreadable}"], r"none of the 4 videos of a batch can be read$"),
         (["--again={encoder}"], r"."),
         (["--again={lacking}"], r"."),
@@ -238,8 +393,39 @@ def test_a_class_that_one_half_lacks_shifts_no_name() -> None:
     assert joined.classes == ["jump", "run", "wave"]
     assert joined.labels.tolist() == [1, 2, 2, -1]
     assert is_query.tolist() == [False, False, True, True]
+    assert joined.ids.tolist() == [0, 1, 2, 3]
     numbered = query._replace(classes=[])  # by numbers, as in Diving48
     assert sides.join([numbered, numbered])[0].labels.tolist() == [1, -1, 1, -1]
+
+
+@pytest.mark.parametrize("lacking", ["gallery", "queries"])
+def test_guesses_stand_under_the_names_of_their_classes(
+    lacking: str, tmp_path: Path, encoder: Path
+) -> None:
+    """Of four classes, one that a half lacks keeps its row and its column, and is not guessed."""
+    module = pretraining.load("evaluate")
+    labels = torch.tensor([0, 1, 2, 3] * 4)
+    is_query = torch.arange(16) >= 8
+    kept = ~((labels == 1) & (is_query == (lacking == "queries")))
+    labels, is_query = labels[kept], is_query[kept]
+    features = torch.eye(4)[labels] + 0.01 * torch.randn(len(labels), 4)
+    names = ["a", "b", "c", "d"]
+    videos = Manifest([""] * len(labels), labels, torch.arange(len(labels)), names)
+    args = module.parse_args([str(encoder), str(tmp_path)])
+    places = torch.arange(len(labels))
+    rows = features, places, torch.zeros(len(labels), dtype=torch.bool)
+    scores = torch.full((int(is_query.sum()), 4), 0.1)
+    scores[:, 1] = 0.5  # a classifier may know a class that was never seen
+    report = module.measure(rows, videos, is_query, args, (scores, places[is_query]))
+    counts = torch.tensor(report["confusion"]["counts"])
+    seen = labels[is_query].bincount(minlength=4)
+    assert counts.sum(1).tolist() == seen.tolist()
+    right = seen.clone()
+    if lacking == "gallery":
+        right[1] = 0
+        assert counts[:, 1].sum() == 0
+        assert report["sgd_probe"]["top1"] == pytest.approx(2 / 8)  # not the class that it lacks
+    assert counts.diagonal().tolist() == right.tolist()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2, 40, 72), (1, 3, 1, 72, 40), (1, 3, 1, 41, 41)])
@@ -280,36 +466,99 @@ def test_videos_whose_views_repeat_and_those_left_out_are_counted(
     assert found["counts"]["queries"] == found["counts"]["gallery"] == 18
 
 
-def test_official_splits_are_read_by_name(videos: Path, encoder: Path, tmp_path: Path) -> None:
-    names = sorted(path.name for path in videos.iterdir() if path.is_dir())
-    root, lists = tmp_path / "root", tmp_path / "lists"
+def write_official(name: str, videos: Path, root: Path, lists: Path) -> None:
+    """Lay the generated videos out as a published set is, under names of its kind."""
     lists.mkdir()
-    (lists / "classInd.txt").write_text("".join(f"{n} {c}\n" for n, c in enumerate(names, 1)))
-    parts: dict[str, list[str]] = {"train": [], "test": []}
-    for name in names:
-        (root / name).mkdir(parents=True)
-        lines = []
-        for number, path in enumerate(sorted((videos / name).iterdir())):
-            part = "train" if number < 4 else "test"
-            file = f"v_{name}_g{number:02}_c01.mp4"
-            (root / name / file).symlink_to(path)
-            parts[part].append(f"{name}/{file.replace('.mp4', '.avi')}\n")
-            lines.append(f"{file.replace('.mp4', '.avi')} {1 + (part == 'test')}\n")
-        (lists / f"{name}_test_split2.txt").write_text("".join(lines))
-    for part, rows in parts.items():
-        (lists / f"{part}list01.txt").write_text("".join(rows))
-    out, how = tmp_path / "r.json", (f"--lists={lists}", "--suffix=.mp4")
-    by_column = result_of(out, encoder, videos / "split.csv")["results"][str(encoder)]
-    for options, rule in (
-        (["--set=ucf101"], "official split of ucf101, number 1"),
-        (["--set=hmdb51", "--split=2"], "official split of hmdb51, number 2"),
-    ):
-        report = result_of(out, encoder, root, *how, *options)
-        found = report["results"][str(encoder)]
-        assert report["data"]["split"] == rule
-        assert found["counts"] == by_column["counts"]
-        assert found["retrieval"] == by_column["retrieval"]
-        assert found["confusion"] == by_column["confusion"]
+    classes = sorted(path.name for path in videos.iterdir() if path.is_dir())
+    lines: dict[str, list[Any]] = {"train": [], "test": [], "labels": []}
+    for number, one in enumerate(classes):
+        for video, path in enumerate(sorted((videos / one).iterdir())):
+            part = "train" if video < 4 else "test"
+            place, youtube = 100 * number + video, f"{'-_aB'[video % 4]}x{number}{video:08}"
+            file, line = {
+                "ucf101": (f"{one}/v_{one}_g{video:02}_c01.mp4",
+                           f"{one}/v_{one}_g{video:02}_c01.avi"
+                           + (f" {number + 1}" if part == "train" else "")),
+                "hmdb51": (f"{one}/a_({video})_cm_np1.mp4", ""),
+                "kinetics": (f"{'train' if part == 'train' else 'val'}/{one}/"
+                             f"{youtube}_000003_000013.mp4",
+                             f"{one},{youtube},3,13,{part}"),
+                "ssv2": (f"{place}.webm", {"id": str(place), "label": "x",
+                                           "template": f"Moving [something] {one}",
+                                           "placeholders": ["x"]}),
+                "diving48": (f"d_{place:05}.mp4", {"vid_name": f"d_{place:05}", "label": number,
+                                                    "start_frame": 0, "end_frame": 12}),
+            }[name]  # fmt: skip
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).symlink_to(path)
+            lines[part].append(line)
+    if name == "ucf101":
+        (lists / "classInd.txt").write_text("".join(f"{n} {c}\n" for n, c in enumerate(classes, 1)))
+        for part in ("train", "test"):
+            (lists / f"{part}list03.txt").write_text("\n".join(lines[part]) + "\n")
+    if name == "hmdb51":
+        for one in classes:
+            rows = [f"a_({n})_cm_np1.avi {1 + (n >= 4)} \n" for n in range(6)]
+            (lists / f"{one}_test_split2.txt").write_text("".join(rows) + "gone.avi 0 \n")
+    if name == "kinetics":
+        head = "label,youtube_id,time_start,time_end,split"
+        lost = f"{classes[0]},lostlostlos,0,10,train"
+        (lists / "train.csv").write_text("\n".join([head, *lines["train"], lost]))
+        (lists / "val.csv").write_text("\n".join([head, *lines["test"]]))
+    if name == "ssv2":
+        labels = {f"Moving something {one}": str(n) for n, one in enumerate(classes)}
+        for part, content in (("labels", labels), ("train", lines["train"]),
+                              ("validation", lines["test"])):  # fmt: skip
+            (lists / f"something-something-v2-{part}.json").write_text(json.dumps(content))
+    if name == "diving48":
+        for part in ("train", "test"):
+            (lists / f"Diving48_V2_{part}.json").write_text(json.dumps(lines[part]))
+
+
+OFFICIAL = {
+    "ucf101": (["--split=3", "--suffix=.mp4"], ", number 3"),
+    "hmdb51": (["--split=2", "--suffix=.mp4"], ", number 2"),
+    "kinetics": ([], ""),
+    "ssv2": ([], ""),
+    "diving48": ([], ""),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_splits_are_read_by_name(
+    name: str, videos: Path, encoder: Path, tmp_path: Path
+) -> None:
+    """The sides of a published set in its own layout are those of the column of a manifest."""
+    options, number = OFFICIAL[name]
+    write_official(name, videos, tmp_path / "root", tmp_path / "lists")
+    module, sides = pretraining.load("evaluate"), pretraining.load("_sides")
+    column = sides.read_sides(module.parse_args([str(encoder), str(videos / "split.csv")]))
+    given = [str(encoder), str(tmp_path / "root"), f"--set={name}", *options]
+    args = module.parse_args([*given, f"--lists={tmp_path / 'lists'}"])
+    found, is_query, about = sides.read_sides(args)
+    assert about["split"] == f"official split of {name}{number}"
+    assert about["videos"] == 18
+
+    def real(manifest: Manifest, query: torch.Tensor) -> set[tuple[str, int, bool]]:
+        paths = [str(Path(path).resolve()) for path in manifest.paths]
+        return set(zip(paths, manifest.labels.tolist(), query.tolist(), strict=True))
+
+    assert real(found, is_query) == real(*column[:2])
+    named = column[0].classes
+    classes = {"ssv2": [f"Moving something {one}" for one in named], "diving48": []}
+    assert found.classes == classes.get(name, named)
+    if name == "ssv2":  # the files as they are named since
+        for file in (tmp_path / "lists").iterdir():
+            file.rename(file.with_name(file.name.removeprefix("something-something-v2-")))
+        again = sides.read_sides(args)
+        assert again[2] == about
+    if name == "ucf101":
+        result = result_of(tmp_path / "r.json", *given, f"--lists={tmp_path / 'lists'}")
+        by_column = result_of(tmp_path / "r.json", encoder, videos / "split.csv")
+        of_set, expected = (r["results"][str(encoder)] for r in (result, by_column))
+        assert of_set["counts"] == expected["counts"]
+        assert of_set["retrieval"] == expected["retrieval"]
+        assert of_set["knn"] == expected["knn"]
 
 
 def test_pictures_show_hits_and_misses_and_the_features(
@@ -329,8 +578,30 @@ def test_pictures_show_hits_and_misses_and_the_features(
     assert [colour == same for colour in colours] == [True] * min(4, hits) + [False] * min(
         4, 6 - hits
     )
-    with Image.open(pictures / "features.png") as image:
-        assert np.asarray(image).std() > 5
+    for name in ("features.png", "tsne.png"):
+        with Image.open(pictures / name) as image:
+            assert np.asarray(image).std() > 5
+
+
+def test_a_map_has_the_class_of_every_video_at_its_place() -> None:
+    drawn, names = pretraining.load("_pictures"), ["one", "two"]
+    points = torch.tensor([[0.0, 0.0], [4.0, 2.0], [2.0, 4.0], [2.0, 2.0]])
+    labels = torch.tensor([0, 1, 1, 0])
+    image = np.asarray(drawn.draw_map(points, "text", labels, names, pixels=200))
+    places = (100 + 200 * (points - points.mean(0)) / (2.1 * 2)).round().long().tolist()
+    colours = [tuple(image[y, x]) for x, y in places]
+    assert colours[0] == colours[3] != colours[1] == colours[2]
+    assert len(set(colours)) == 2
+
+
+def test_a_picture_that_needs_what_is_not_there_is_named(
+    videos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    result_of(tmp_path / "r.json", encoder, videos / "split.csv", f"--pictures={tmp_path / 'p'}")
+    assert "no t-SNE: pip install scikit-learn" in capsys.readouterr().out
+    drawn = sorted(path.name for path in (tmp_path / "p").iterdir())
+    assert drawn == ["features.png", "neighbors.png"]
 
 
 @pytest.mark.slow  # starts real processes
@@ -338,9 +609,13 @@ def test_two_processes_count_each_video_once(
     videos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = sorted(videos.glob("*/*.mp4"))[::4]  # five
-    rows = [f"{path},{number % 2}\n" for number, path in enumerate(paths)]
-    (tmp_path / "five.csv").write_text("".join(["path,label\n", *rows]))
+    rows = [
+        f"{path},{number % 2},{'train' if number < 3 else 'test'}\n"
+        for number, path in enumerate(paths)
+    ]
+    (tmp_path / "five.csv").write_text("".join(["path,label,split\n", *rows]))
     given = [encoder, tmp_path / "five.csv"]
+    given += ["--sgd-epochs=2", "--sgd-batch-size=2"]
     alone = result_of(tmp_path / "alone.json", *given)
     both, script = tmp_path / "both.json", pretraining.EXAMPLES / "evaluate.py"
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
@@ -350,7 +625,8 @@ def test_two_processes_count_each_video_once(
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(both.read_text())
-    assert report["results"][str(encoder)]["counts"]["queries"] == 5
+    counts = report["results"][str(encoder)]["counts"]
+    assert (counts["gallery"], counts["queries"], counts["skipped"]) == (3, 2, 0)
     assert report["results"] == alone["results"]
 
 

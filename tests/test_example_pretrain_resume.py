@@ -113,7 +113,7 @@ DAMAGES: dict[str, Any] = {
     "a file is cut short": (lambda p: cut(p / "__0_0.distcp"), "Error"),
     "a file is missing": (lambda p: (p / "__0_0.distcp").unlink(), "No such file or directory"),
     "no list of what is where": (lambda p: (p / ".metadata").unlink(), ".metadata"),
-    "the list is cut short": (lambda p: cut(p / ".metadata"), "Error"),
+    "the list is cut short": (lambda p: cut(p / ".metadata"), "truncated"),
     "a file of zeros": (
         lambda p: (p / "__0_0.distcp").write_bytes(bytes((p / "__0_0.distcp").stat().st_size)),
         "Error",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numpy import cos, maximum, pi, sin
+from numpy import cos, maximum, minimum, pi, sin
 
 __all__ = ["FIGURE_MOTIONS", "render_figure"]
 
@@ -132,15 +132,24 @@ def render_figure(
             :, :, range(len(time)), limb, None, None
         ]  # (T, 1, 1) each
         radius = radii[limb, None, None] * (s0 + s1) / 2
+        rows, columns = _reach(v, y0, y1, radius + pixel), _reach(u, x0, x1, radius + pixel)
+        right, up, picture = u[:, :, columns] - x0, v[:, rows] - y0, video[:, rows, columns]
         dx, dy = x1 - x0, y1 - y0
-        along = np.clip(((u - x0) * dx + (v - y0) * dy) / (dx**2 + dy**2 + 1e-6), 0, 1)
-        right, up = (u - x0 - along * dx) / radius, (v - y0 - along * dy) / radius
+        along = np.clip((right * dx + up * dy) / (dx**2 + dy**2 + 1e-6), 0, 1)
+        right, up = (right - along * dx) / radius, (up - along * dy) / radius
         off = np.hypot(right, up)  # from the axis, 1 at the surface
         coverage = np.clip(0.5 + (1 - off) * radius / pixel, 0, 1)
         towards = np.sqrt(maximum(0, 1 - off**2))
         shade = 0.45 + 0.6 * maximum(0, light[0] * right + light[1] * up + light[2] * towards)
-        video += coverage[..., None] * (shade[..., None] * colours[limb, None, None] - video)
+        picture += coverage[..., None] * (shade[..., None] * colours[limb, None, None] - picture)
     return np.asarray((np.clip(video, 0, 1) * 255).round(), dtype=np.uint8)
+
+
+def _reach(axis: Array, start: Array | float, end: Array | float, radius: Array) -> slice:
+    """Pixels of an axis that something from start to end may touch in any frame."""
+    near = (axis > minimum(start, end) - radius) & (axis < maximum(start, end) + radius)
+    (touched,) = near.any(axis=0).ravel().nonzero()
+    return slice(touched[0], touched[-1] + 1) if len(touched) else slice(0)
 
 
 def _body(pose: _Pose, num_frames: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
@@ -211,9 +220,12 @@ def _room(u: Array, v: Array, pixel: Array, rng: np.random.Generator) -> Array:
     picture = wall * (0.9 + 0.03 * stains + 0.08 * (v - 1))[..., None]
     for _ in range(rng.integers(2, 7)):  # pictures, windows, cupboards
         x, y, width, height = rng.uniform([-1.6, 0.2, 0.1, 0.1], [1.6, 2.2, 0.5, 0.6])
-        edge = maximum(abs(u - x) - width, abs(v - y) - height)
+        rows = _reach(v, y - height, y + height, pixel)
+        columns = _reach(u, x - width, x + width, pixel)
+        edge = maximum(abs(u[:, :, columns] - x) - width, abs(v[:, rows] - y) - height)
         inside = np.clip(0.5 - edge / pixel, 0, 1)[..., None]
-        picture += inside * (_paint(rng, 0.15, 0.95, 0.4) - picture)
+        part = picture[:, rows, columns]
+        part += inside * (_paint(rng, 0.15, 0.95, 0.4) - part)
     horizon = rng.uniform(0.2, 0.5)
     boards = 0.9 + 0.1 * cos(rng.uniform(8, 20) * u / (maximum(horizon - v, 0) + 0.5))
     boards *= 1 - 0.5 * np.exp(-((u / 0.35) ** 2) - (v / 0.1) ** 2)  # the shadow of the person
