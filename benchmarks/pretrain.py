@@ -30,6 +30,7 @@ import runpy
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -312,6 +313,7 @@ def contender(name: str, method: str, setting: Setting, paths: list[Path]) -> Ca
             pairs = [read(paths[i], setting, seed=epoch * len(paths) + i) for i in videos]
             scene.read = [pair[view] for view in (0, 1) for pair in pairs]
         mark("decode")
+        run.decode_again = partial(decode_alone, setting, paths, epoch, videos)  # type: ignore[attr-defined]
         return step(mark)
 
     return run
@@ -324,32 +326,28 @@ def batches_of(num_videos: int, size: int) -> Iterator[tuple[int, list[int]]]:
             yield epoch, order[first : first + size].tolist()
 
 
-def decoder_alone(setting: Setting, paths: list[Path]) -> Callable[[], None]:
-    """Make a function that decodes what a step of iivcl does, and converts nothing."""
-    batches = batches_of(len(paths), setting.videos)
-
-    def run() -> None:
-        epoch, videos = next(batches)
-        for i in videos:
-            with open_video(paths[i]) as video:
-                starts = draw_starts(video.num_frames, setting, seed=epoch * len(paths) + i)
-                clips = [range(s, s + setting.frames * STRIDE, STRIDE) for s in starts]
-                for _ in video._frames(sorted(set().union(*clips))):
-                    pass
-
-    return run
+def decode_alone(setting: Setting, paths: list[Path], epoch: int, videos: list[int]) -> None:
+    """Decode what a step of iivcl does, and convert nothing."""
+    for i in videos:
+        with open_video(paths[i]) as video:
+            starts = draw_starts(video.num_frames, setting, seed=epoch * len(paths) + i)
+            clips = [range(s, s + setting.frames * STRIDE, STRIDE) for s in starts]
+            for _ in video._frames(sorted(set().union(*clips))):
+                pass
 
 
 def measure_parts(run: Callable[..., Tensor], device: str) -> dict[str, float]:
-    """Give the median milliseconds of every part of the page."""
+    """Give the median milliseconds of every part of the page, and of the decoder alone."""
     rounds = []
     for _ in range(ROUNDS_OF_PARTS):
         mark = Parts(device)
         run(mark)
+        run.decode_again()  # type: ignore[attr-defined]
+        mark(DECODER)
         rounds.append(mark.milliseconds())
     return {
         part: statistics.median(sum(ms.get(name, 0.0) for name in names) for ms in rounds)
-        for part, names in PARTS.items()
+        for part, names in {**PARTS, DECODER: (DECODER,)}.items()
     }
 
 
@@ -376,13 +374,12 @@ def measure(row: Row, paths: list[Path], device: str, seconds: float) -> dict[st
     setting = Setting(row.model, videos, row.frames, row.pixels, "float32", device)
     names = [IIVCL, LIGHTLY] if row.method == NNCLR else [IIVCL, LIGHTLY, SLOWFAST]
     runs = {name: contender(name, row.method, setting, paths) for name in names}
-    decoder = {DECODER: decoder_alone(setting, paths)}
-    times = take_turns({**runs, **decoder}, device=device, seconds=seconds)
+    times = take_turns(runs, device=device, seconds=seconds)
     for name, run in runs.items():
         if not run().isfinite():
             raise RuntimeError(f"the loss of {name!r} is not finite: its time means nothing")
     parts = {name: measure_parts(run, device) for name, run in runs.items()}
-    alone = statistics.median(times.pop(DECODER))
+    alone = {name: ms.pop(DECODER) for name, ms in parts.items()}[IIVCL]
     of_network = sum(parts[IIVCL][part] for part in ("forward", "backward", "method"))
     best = min(sum(parts[name].values()) for name in names[1:])
     return {
