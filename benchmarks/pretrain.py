@@ -30,7 +30,6 @@ import runpy
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +66,7 @@ from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 from torchcodec.decoders import VideoDecoder
 from torchvision.transforms import v2
-from train_step import Parts
+from train_step import Parts, unmarked
 
 from iivcl import NNSupportQueue, augment, backbones
 from iivcl.data import ClipRecipe, VideoClips, open_video, random_clip_starts
@@ -300,7 +299,8 @@ def contender(name: str, method: str, setting: Setting, paths: list[Path]) -> Ca
         step = nnclr_step(scene, name) if method == NNCLR else make_step(scene)
         read = read_by_torchcodec if name == LIGHTLY else read_by_pyav
 
-    def run(mark: Callable[[str], None] = lambda part: None) -> Tensor:
+    def run(parts: Parts | None = None) -> Tensor:
+        mark = unmarked if parts is None else parts
         epoch, videos = next(batches)
         if name == IIVCL:
             pairs = []
@@ -313,8 +313,11 @@ def contender(name: str, method: str, setting: Setting, paths: list[Path]) -> Ca
             pairs = [read(paths[i], setting, seed=epoch * len(paths) + i) for i in videos]
             scene.read = [pair[view] for view in (0, 1) for pair in pairs]
         mark("decode")
-        run.decode_again = partial(decode_alone, setting, paths, epoch, videos)  # type: ignore[attr-defined]
-        return step(mark)
+        loss = step(mark)
+        if parts is not None:
+            decode_alone(setting, paths, epoch, videos)
+            mark(DECODER)
+        return loss
 
     return run
 
@@ -340,11 +343,9 @@ def measure_parts(run: Callable[..., Tensor], device: str) -> dict[str, float]:
     """Give the median milliseconds of every part of the page, and of the decoder alone."""
     rounds = []
     for _ in range(ROUNDS_OF_PARTS):
-        mark = Parts(device)
-        run(mark)
-        run.decode_again()  # type: ignore[attr-defined]
-        mark(DECODER)
-        rounds.append(mark.milliseconds())
+        parts = Parts(device)
+        run(parts)
+        rounds.append(parts.milliseconds())
     return {
         part: statistics.median(sum(ms.get(name, 0.0) for name in names) for ms in rounds)
         for part, names in {**PARTS, DECODER: (DECODER,)}.items()
