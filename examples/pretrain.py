@@ -6,8 +6,9 @@
     sbatch examples/pretrain.sbatch --data shards/ --out run/ --preset paper
 
 This file is the settings, the methods and the loop: read it from top to bottom, copy it, change it.
-Copied with it are `_data.py` (videos), `_optimizer.py` (learning rates), `_checkpoints.py` and
-`_resume.py` (what lets a stopped run go on) and `_watch.py` (numbers, pictures, health).
+Copy the files beside it with it: `_data.py` reads videos, `_checkpoints.py` and `_resume.py` let a
+stopped run go on, `_watch.py` has numbers, pictures and health, `_optimizer.py` learning rates and
+`_settings.py` what the command lines of several scripts share.
 """
 
 from __future__ import annotations
