@@ -28,7 +28,7 @@ Times = dict[str, list[float]]  # milliseconds of every contender in every round
 
 
 def arguments(description: str, *, batches: Sequence[int] = (), **flags: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser = _parser(description)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of every contender")
     if batches:
@@ -36,12 +36,37 @@ def arguments(description: str, *, batches: Sequence[int] = (), **flags: str) ->
     for flag, meaning in flags.items():
         parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     parser.add_argument("--seconds", type=float, default=10.0, help="to spend on one setting")
-    parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
     args = parser.parse_args()
     if args.quick:
         args.seconds = 0.5
     torch.set_num_threads(args.threads)
     return args
+
+
+def arguments_of_files(description: str, *, videos: int, rounds: int) -> argparse.Namespace:
+    """Give those of a benchmark that reads files, by one thread of a CPU."""
+    parser = _parser(description)
+    parser.add_argument("--videos", type=int, default=videos, help="files of each kind")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.set_defaults(device="cpu")
+    args = parser.parse_args()
+    if args.quick:
+        args.videos, args.rounds = 1, 1
+    torch.set_num_threads(1)
+    return args
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
+    parser.set_defaults(load=os.getloadavg()[0])  # before anything has run
+    return parser
+
+
+def surroundings(args: argparse.Namespace, *packages: str) -> dict[str, Any]:
+    """Give the head of a report, when all has run."""
+    load = [args.load, os.getloadavg()[0]]
+    return {"environment": environment(args.device, packages), "load": load}
 
 
 def take_turns(

@@ -13,7 +13,6 @@ given for both, since another program only ever adds time. The results go to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +21,11 @@ import torchvision.transforms.v2 as V
 from _measure import (
     arguments,
     both,
-    environment,
     number,
     publish,
     ratios,
     summary,
+    surroundings,
     table,
     take_turns,
     target_rows,
@@ -211,7 +210,6 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     args = arguments(__doc__, batches=(8, 64))
-    load = [os.getloadavg()[0]]
     rows = []
     for batch in (2,) if args.quick else args.batches:
         for shape in QUICK if args.quick else SHAPES:
@@ -219,8 +217,7 @@ def main() -> None:
             fastest = {name: t["fastest"] for name, t in rows[-1]["milliseconds"].items()}
             print(rows[-1]["clips"], {n: round(ms, 1) for n, ms in fastest.items()}, flush=True)
     report = {
-        "environment": environment(args.device, ("torchvision", "kornia")),
-        "load": [*load, os.getloadavg()[0]],
+        **surroundings(args, "torchvision", "kornia"),
         "targets": find_targets(rows, args.device),
         "rows": rows,
     }

@@ -14,18 +14,17 @@ which the documentation shows.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from _measure import (
     arguments,
-    environment,
     extra_mebibytes,
     number,
     publish,
     summary,
+    surroundings,
     table,
     take_turns,
 )
@@ -154,15 +153,13 @@ def to_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     args = arguments(__doc__)
     torch.backends.cudnn.benchmark = True
-    load = [os.getloadavg()[0]]
     results = []
     for encoder, (frames, pixels) in list(ENCODERS.items())[: 1 if args.quick else None]:
         setting = Setting(encoder, frames, pixels, BATCH[args.device], args.device)
         results.append(measure(setting, args.seconds))
         print(encoder, results[-1]["clips_per_second"], flush=True)
     report = {
-        "environment": environment(args.device, ("torchvision",)),
-        "load": [*load, os.getloadavg()[0]],
+        **surroundings(args, "torchvision"),
         "results": results,
     }
     publish("backbones", args, report, to_markdown(report))

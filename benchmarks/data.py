@@ -11,7 +11,6 @@ Before that, 2,000 small files are read for five epochs to see whether memory gr
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import runpy
@@ -24,8 +23,7 @@ from typing import Any
 
 import _videos
 import av
-import torch
-from _measure import environment, number, publish, table
+from _measure import arguments_of_files, number, publish, surroundings, table
 from torch.utils.data import DataLoader
 
 from iivcl.data import ClipRecipe, VideoClips, make_synthetic_videos, probe
@@ -36,16 +34,7 @@ SHORT_SIDE, GOP = 128, 8  # of the prepared files: the defaults of the script
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--videos", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="few files: does it run at all?")
-    args = parser.parse_args()
-    args.device = "cpu"
-    if args.quick:
-        args.videos, args.rounds = 1, 1
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    args = arguments_of_files(__doc__, videos=8, rounds=5)
     logging.getLogger("iivcl.data").setLevel(logging.ERROR)  # unreadable files are meant
 
     with tempfile.TemporaryDirectory() as folder:
@@ -67,8 +56,7 @@ def main() -> None:
 
     base = milliseconds["exact, scaled"]
     report = {
-        "environment": environment("cpu", ("av", "numpy")),
-        "load": [load, os.getloadavg()[0]],
+        **surroundings(args, "av", "numpy"),
         "files": (
             f"{args.videos} of {_videos.FRAMES}x{_videos.HEIGHT}x{_videos.WIDTH}, GOP 250, "
             f"{megabytes['original']:.2f} MB each; prepared: short side {SHORT_SIDE}, GOP {GOP}, "

@@ -10,8 +10,6 @@ and ratios are medians over videos and rounds.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -21,7 +19,7 @@ from typing import Any
 
 import _videos
 import torch
-from _measure import environment, number, publish, table, target_rows
+from _measure import arguments_of_files, number, publish, surroundings, table, target_rows
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -102,15 +100,8 @@ def draw_indices(seed: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=4, help="files of each coding")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--quick", action="store_true", help="few rounds: does it run at all?")
-    args = parser.parse_args()
-    args.device = "cpu"
-    videos, rounds = (1, 1) if args.quick else (args.videos, args.rounds)
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    args = arguments_of_files(__doc__, videos=4, rounds=8)
+    videos, rounds = args.videos, args.rounds
     decoding, loading, overhead = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, list[str]] = {coding: [] for coding in CODINGS}
@@ -126,8 +117,7 @@ def main() -> None:
             for name, short_side in (("", None), (", scaled", SHORT_SIDE)):
                 overhead[coding + name] = time_overhead(paths * 3, rounds, short_side)
     report = {
-        "environment": environment("cpu", ("av", "torchcodec", "decord")),
-        "load": (load, os.getloadavg()[0]),
+        **surroundings(args, "av", "torchcodec", "decord"),
         "milliseconds_per_video": decoding,
         "clips_per_second": loading,
         "loader_over_decoding": overhead,

@@ -22,7 +22,6 @@ and queue, in a fresh process. The results go to ``benchmarks/results/train_step
 from __future__ import annotations
 
 import functools
-import os
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -31,13 +30,13 @@ import torch
 from _measure import (
     arguments,
     both,
-    environment,
     extra_mebibytes,
     host_clock,
     number,
     publish,
     ratios,
     summary,
+    surroundings,
     table,
     take_turns,
     target_rows,
@@ -53,8 +52,7 @@ PARTS = (
 )  # fmt: skip
 OVERHEAD = ("momentum", "lookup", "loss", "enqueue")  # what is not the network's own work
 SHARE_ROUNDS = 7
-# On CPUs, torch 2.14 takes the bfloat16 gradient of a 3-frame kernel over a map of 2 frames from
-# memory that nobody wrote: 8 or 16 frames into R(2+1)D would train on noise there, 24 do not.
+# The published shapes on a GPU, and small ones on a CPU.
 SHAPES = {
     "cuda": [("r2plus1d_18", 32, 16, 112), ("slow_r50", 16, 8, 224)],
     "cpu": [("r2plus1d_18", 4, 24, 32), ("slow_r50", 4, 4, 64)],
@@ -249,7 +247,6 @@ def main() -> None:
     args = arguments(__doc__, compile="also measure with compiled encoders and augmentation")
     torch.backends.cudnn.benchmark = True
     names = [PLAIN, PLAIN_LAST, IIVCL, *([COMPILED] if args.compile else [])]
-    load = [os.getloadavg()[0]]
     results = []
     for shape in QUICK if args.quick else SHAPES[args.device]:
         for precision in PRECISIONS:
@@ -257,8 +254,7 @@ def main() -> None:
             results.append(measure(setting, names, args.seconds))
             print(setting, results[-1]["ratios"], flush=True)
     report = {
-        "environment": environment(args.device, ("torchvision",)),
-        "load": [*load, os.getloadavg()[0]],
+        **surroundings(args, "torchvision"),
         "targets": find_targets(results, args.device),
         "results": results,
     }

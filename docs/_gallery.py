@@ -4,7 +4,10 @@ python examples/train_minimal.py --out encoder.pt 2>&1 | tee bar.txt
 python docs/_gallery.py encoder.pt bar.txt
 """
 
+import io
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from iivcl.data import make_synthetic_videos, probe, read_clips
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "tests")]
+from headless import find_browser, prefer, resize, start_browser  # noqa: E402
 from show_neighbors import BACKGROUND, OTHER, SAME, TEXT, draw, nearest  # noqa: E402
 from train_minimal import SHAPES, SmallEncoder, read_videos  # noqa: E402
 
@@ -46,6 +50,7 @@ def main() -> None:
         )
     moving(rows, [Path(name).name for name in test.classes])
     curve(bar.read_text())
+    search_page(encoder, videos)
     with tempfile.TemporaryDirectory() as folder:
         for kind, size in (("shapes", 64), ("figures", 128)):
             paths = make_synthetic_videos(f"{folder}/{kind}", 8, kind=kind, size=size)
@@ -114,6 +119,30 @@ def curve(bar: str) -> None:
     axis.tick_params(colors="#888")
     figure.savefig(ASSETS / "purity.svg", transparent=True, metadata={"Date": None})
     print(f"std at the end: {spread[-1]:.3f}")
+
+
+def search_page(encoder: Path, videos: Path, width: int = 1000, height: int = 1290) -> None:
+    """Photograph the page of ``search_videos.py``: a hundred videos, and one of them twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, query = Path(folder, "videos"), sorted(videos.glob("spin/*.mp4"))[0]
+        for path in [query, *sorted(videos.glob("*/*.mp4"))[::9]]:
+            (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / path.relative_to(videos))
+        shutil.copy(query, root / "copy of a spin.mp4")
+        script = ROOT / "examples" / "search_videos.py"
+        options = ("--query", query, "--top", "8", "--stride", "1", "--size", "32", "--out", folder)
+        subprocess.run([sys.executable, script, encoder, root, *options], check=True)
+        page = Path(folder, "search.html")
+        text = page.read_text().replace(f">{root}/", ">").replace(f">{videos}/", ">")
+        page.write_text(text)
+        with start_browser(find_browser(), Path(folder, "profile")) as browser:
+            browser.get(page.as_uri())
+            resize(browser, (width, height))
+            for scheme in ("light", "dark"):
+                prefer(browser, scheme)
+                shot = browser.get_screenshot_as_png()
+                to = ASSETS / f"search-{scheme}.webp"
+                Image.open(io.BytesIO(shot)).convert("RGB").save(to, quality=70, method=6)
 
 
 def sheet(paths: list[Path], to: Path, columns: int = 8) -> None:

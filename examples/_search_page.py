@@ -12,40 +12,15 @@ import hashlib
 import io
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from _search_groups import Group, Match, Place
 from PIL import Image
 
 from iivcl.data import DecodeError, clip_indices, open_video
 
 FRAMES, PIXELS = 8, 120  # of a thumbnail, and of its shorter side
 MOST_GROUPS, MOST_MATCHES = 100, 6  # that the page shows; all are in duplicates.json
-
-
-class Place(NamedTuple):
-    """A stretch of a video."""
-
-    path: str
-    duration: float  # seconds, of the whole video
-    first: int  # frame
-    start: float  # seconds
-    end: float
-
-
-class Match(NamedTuple):
-    """Two stretches that are alike."""
-
-    a: Place
-    b: Place
-    similarity: float  # cosine
-
-
-class Group(NamedTuple):
-    """Videos of which every two are near-duplicates."""
-
-    durations: dict[str, float]  # of every path, in seconds
-    matches: list[Match]
 
 
 STYLE = """

@@ -126,7 +126,7 @@ def draw(rows: list[list[Hit]], classes: list[str], stride: int) -> np.ndarray:
         for place, (axis, (_, label, cosine)) in enumerate(zip(row, hits, strict=True)):
             frames = next(clips)[0][0, :, list(FRAMES_SHOWN)]  # (C, frames, H, W)
             strip = frames.permute(2, 1, 3, 0).flatten(1, 2)  # (H, frames x W, C)
-            axis.imshow(strip, interpolation="nearest")
+            axis.imshow(strip.numpy(), interpolation="nearest")
             for n in range(1, len(FRAMES_SHOWN)):
                 axis.axvline(n * PIXELS - 0.5, color=BACKGROUND, linewidth=2)
             axis.set(xticks=[], yticks=[])

@@ -27,7 +27,14 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from iivcl import _engine
-from iivcl._checks import check_embeddings, check_ids, check_mask, check_shape, unit_rows
+from iivcl._checks import (
+    check_embeddings,
+    check_ids,
+    check_mask,
+    check_shape,
+    is_integer,
+    unit_rows,
+)
 from iivcl._precision import without_autocast
 
 ChunkSize = int | Literal["dense"] | None
@@ -170,8 +177,10 @@ class Candidates(NamedTuple):
 
 def check_chunk_size(chunk_size: ChunkSize) -> None:
     """Check the user's choice."""
-    if isinstance(chunk_size, int) and chunk_size < 1:
-        raise ValueError(f'`chunk_size` must be at least 1, "dense" or None; got {chunk_size}')
+    if chunk_size in (None, "dense"):
+        return
+    if not is_integer(chunk_size) or chunk_size < 1:  # type: ignore[operator]
+        raise ValueError(f'`chunk_size` must be at least 1, "dense" or None; got {chunk_size!r}')
 
 
 def choose_chunk_size(chunk_size: ChunkSize, query: Tensor, keys: int) -> int | Literal["dense"]:

@@ -6,6 +6,7 @@ makes a GPU wait, and all of them trace through ``torch.compile(fullgraph=True)`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,21 +102,45 @@ def layout_hint(shape: Sequence[int], channels: Sequence[int] = (3,)) -> str:
     return f". {steps[len(shape)]}" if len(shape) in steps else ""
 
 
+def is_integer(value: object) -> bool:
+    """Whether ``value`` is a whole number of Python or numpy, which True is not meant to be."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number of Python or numpy, which True is not meant to be."""
+    return hasattr(value, "__float__") and not isinstance(value, bool)
+
+
 def check_at_least(least: int, **values: int) -> None:
-    """Check Python integers, given by the names of their arguments."""
+    """Check integers, given by the names of their arguments."""
     for name, value in values.items():
-        if not hasattr(value, "__index__"):
+        if not is_integer(value):
             raise TypeError(f"`{name}` must be an integer; got {value!r}")
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}; got {value}")
 
 
+def check_within(low: float, high: float, **values: float) -> None:
+    """Check finite numbers, given by the names of their arguments."""
+    for name, value in values.items():
+        check_number(name, value)
+        if not low <= value <= high or value == math.inf:
+            bound = f"at least {low} and finite" if high == math.inf else f"in [{low}, {high}]"
+            raise ValueError(f"`{name}` must be {bound}; got {value}")
+
+
 def check_positive(name: str, value: float) -> None:
-    """Check that a Python number is above zero."""
-    if not hasattr(value, "__float__"):
+    """Check that a number is above zero and finite."""
+    check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be above 0 and finite; got {value}")
+
+
+def check_number(name: str, value: float) -> None:
+    """Check that a value is a number."""
+    if not is_number(value):
         raise TypeError(f"`{name}` must be a number; got {value!r}")
-    if not value > 0:
-        raise ValueError(f"`{name}` must be above 0; got {value}")
 
 
 def check_temperature(temperature: float | Tensor) -> None:
@@ -129,8 +154,8 @@ def check_temperature(temperature: float | Tensor) -> None:
         )
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that a string is one of the choices."""
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Check that a value is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}")
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from iivcl._checks import (
+    check_at_least,
     check_choice,
     check_floating,
-    check_positive,
+    check_number,
     check_same_device,
     check_shape,
+    check_within,
 )
 
 __all__ = ["cosine_momentum", "momentum_copy", "momentum_update_"]
@@ -147,8 +149,8 @@ def momentum_update_(
         check_floating("momentum", momentum)
         for t, _ in averaged:
             check_same_device("momentum", momentum, "target", t)
-    elif not 0 <= momentum <= 1:
-        raise ValueError(f"`momentum` must be in [0, 1]; got {momentum}")
+    else:
+        check_within(0, 1, momentum=momentum)
     _lerp_(averaged, 1 - momentum)
     if copied:
         torch._foreach_copy_([t for t, _ in copied], [s for _, s in copied])
@@ -183,14 +185,14 @@ def cosine_momentum(step: Scalar, total_steps: int, *, base: float = 0.994) -> S
         Grill et al., "Bootstrap Your Own Latent", arXiv 2006.07733, section 3.2; with base 0.994
         in Feichtenhofer et al., arXiv 2104.14558.
     """
-    check_positive("total_steps", total_steps)
-    if not 0 <= base <= 1:
-        raise ValueError(f"`base` must be in [0, 1]; got {base}")
+    check_at_least(1, total_steps=total_steps)
+    check_within(0, 1, base=base)
     if isinstance(step, Tensor):
         check_shape("step", step, "")
         # In float64, for float32 would round 1 - momentum, the step of the average.
         angle = step.double().clamp(0, total_steps) * (math.pi / total_steps)
         return 1 - (1 - base) * (1 + angle.cos()) / 2
+    check_number("step", step)
     if not 0 <= step <= total_steps:
         raise ValueError(f"`step` must be in [0, {total_steps}] (from `total_steps`); got {step}")
     return 1 - (1 - base) * (1 + math.cos(math.pi * step / total_steps)) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import tempfile
@@ -14,6 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from iivcl._checks import check_at_least, check_within
 
 __all__ = ["assert_ddp_equivalent", "run_on_ranks"]
 
@@ -63,8 +66,10 @@ def assert_ddp_equivalent(
         >>> loss_fn = partial(IIVCLLoss(num_neighbors=3, batch_negatives=True), queue=queue)
         >>> assert_ddp_equivalent(loss_fn, world_size=2)
     """
-    if world_size < 2:
-        raise ValueError(f"`world_size` must be at least 2; got {world_size}")
+    check_at_least(2, world_size=world_size)
+    check_at_least(1, batch_size=batch_size, dim=dim)
+    check_at_least(0, seed=seed)
+    check_within(0, math.inf, rtol=rtol, atol=atol)
     rows = world_size * batch_size
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(2, rows, dim, dtype=torch.float64, generator=generator)
@@ -106,6 +111,7 @@ def run_on_ranks(world_size: int, worker: Callable[..., Any], *arguments: Any) -
         >>> run_on_ranks(2, operator.add)
         [2, 3]
     """
+    check_at_least(1, world_size=world_size)
     try:
         pickle.dumps((worker, arguments))
     except (pickle.PicklingError, AttributeError, TypeError) as error:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import signal
-import sys
 import tarfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.distributed.fsdp
+from example_runs import load
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = [
     "--frames=4", "--stride=1", "--size=32", "--backbone=tiny_encoder:with_norm", "--dim=8",
     "--batch-size=4", "--queue-size=24", "--epochs=2", "--warmup-epochs=0", "--log-every=1",
@@ -28,13 +25,6 @@ SMALL = [
 ]  # fmt: skip
 SHARDS_WEIGHTS = hasattr(torch.distributed.fsdp, "fully_shard")  # from torch 2.6 on
 SPEED = {"clips_per_second", "data_wait"}  # numbers of the log that no two runs share
-
-
-def load(name: str = "pretrain") -> ModuleType:
-    """Import an example as if it were started from its folder."""
-    if str(EXAMPLES) not in sys.path:
-        sys.path.insert(0, str(EXAMPLES))
-    return importlib.import_module(name)
 
 
 @contextmanager

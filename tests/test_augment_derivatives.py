@@ -121,6 +121,7 @@ def test_forward_derivatives_of_a_preset_are_those_of_the_backward_pass(video: T
     assert math.isclose((forward * weights).sum(), (gradient * tangent).sum(), rel_tol=1e-9)
 
 
+@pytest.mark.slow
 def test_gradients_in_a_compiled_preset(video: Tensor) -> None:
     colours = augment.Compose(*augment.rho_moco(7)[3:])
     params = colours.make_params(video)

@@ -268,7 +268,7 @@ BAD_INPUTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: F.gaussian_blur(VIDEO, ONES, 4),
         ValueError,
-        "`kernel_size` must be odd and at least 1; got 4",
+        "`kernel_size` must be odd; got 4",
     ),
     (
         lambda: F.gaussian_blur(VIDEO, ONES, 17),
@@ -285,7 +285,8 @@ BAD_INPUTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: F.normalize(VIDEO, mean=[0.5] * 3, std=[0.5, 0, 1]),
         ValueError,
-        "`std` must be above 0; got (0.5, 0, 1)",
+        "`mean` and `std` must have one finite number per channel, and `std` must be above 0; "
+        "got (0.5, 0.5, 0.5) and (0.5, 0, 1)",
     ),
     (
         lambda: F.to_float(VIDEO, torch.uint8),

@@ -287,22 +287,32 @@ def test_presets_equal_their_transforms_one_by_one(name: str) -> None:
     assert_same(preset.apply(video, params), expected)
 
 
-@DTYPES
-@pytest.mark.parametrize("name", ["rho_moco", "evaluation"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("rho_moco", torch.uint8),
+        ("evaluation", torch.float32),
+        pytest.param("rho_moco", torch.float32, marks=pytest.mark.slow),
+        pytest.param("evaluation", torch.uint8, marks=pytest.mark.slow),
+    ],
+)
 def test_presets_compile_into_one_graph(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preset = REGISTRY[name]()
     video = make_video(4, 3, 2, 21, 25, dtype=dtype)
-    params = preset.make_params(video)
-    compiled = torch.compile(preset.apply, fullgraph=True, backend="aot_eager")
-    actual = compiled(video, params)
-    drawn = torch.compile(preset, fullgraph=True, backend="aot_eager")(video)
-    assert drawn.shape == (4, 3, 2, *preset.output_size(21, 25))
+
+    def draw_and_apply(video: Tensor) -> tuple[Any, Tensor]:
+        params = preset.make_params(video)
+        return params, preset.apply(video, params)
+
+    params, actual = torch.compile(draw_and_apply, fullgraph=True, backend="aot_eager")(video)
+    assert actual.shape == (4, 3, 2, *preset.output_size(21, 25))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the same form, not compiled
     torch.testing.assert_close(actual, preset.apply(video, params), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_batches_of_all_sizes_share_two_compiled_graphs() -> None:
     """One for the size that came first, and one for any other."""
     torch._dynamo.reset()
@@ -385,7 +395,8 @@ def test_the_result_has_the_dtype_and_layout_that_the_encoder_wants(
     other = Compose(*preset[:-1], last)
     assert repr(eval(repr(last), {"torch": torch, "Normalize": Normalize})) == repr(last)
     applies = [other.apply]
-    if wanted == torch.bfloat16 and not with_gradient:  # what one compiles for
+    one_compiles_for_it = wanted == torch.bfloat16 and layout == torch.channels_last_3d
+    if one_compiles_for_it and not with_gradient and dtype == torch.float32:
         torch._dynamo.reset()
         applies.append(torch.compile(other.apply, fullgraph=True, backend="aot_eager"))
     for apply in applies:
@@ -393,5 +404,4 @@ def test_the_result_has_the_dtype_and_layout_that_the_encoder_wants(
         assert out.dtype == expected.dtype
         assert out.is_contiguous(memory_format=layout)
         eps = max(torch.finfo(expected.dtype).eps, 1e-6)
-        if apply == other.apply or dtype != torch.uint8:  # bytes may round to the other side
-            torch.testing.assert_close(out.double(), expected.double(), rtol=eps, atol=1e-4)
+        torch.testing.assert_close(out.double(), expected.double(), rtol=eps, atol=1e-4)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from iivcl.backbones import VideoEncoder, as_encoder, inflate, load_weights
 from iivcl.momentum import momentum_copy, momentum_update_
@@ -57,7 +58,7 @@ def timm_vit() -> VideoEncoder:
 
 
 def image_resnet() -> VideoEncoder:
-    model = torchvision.models.resnet18()
+    model = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
     return as_encoder(
         nn.Sequential(*list(model.children())[:-2]),
         feature_dim=512,
@@ -164,17 +165,29 @@ def test_weights_of_an_adapted_module_load(tmp_path: Path) -> None:
     )
     other = image_resnet()
     report = load_weights(other, tmp_path / "own.pth")
-    assert report == ([], ["model.1.weight", "model.1.bias"], "model.0.")
+    assert report == ([], ["model.1.weight", "model.1.bias"], "model.0.module.")
     torch.testing.assert_close(dict(other.state_dict()), dict(encoder.state_dict()))
+
+
+def test_a_renamed_block_of_an_adapted_module(tmp_path: Path) -> None:
+    path = tmp_path / "own.pth"
+    state = image_resnet().module.state_dict()
+    torch.save({name.replace("4.1.", "4.9."): value for name, value in state.items()}, path)
+    names = "(4.1.bn1.bias, 4.1.bn1.running_mean, 4.1.bn1.running_var, ...) missing in the file; "
+    names += "12 tensors (4.9.bn1.bias, 4.9.bn1.num_batches_tracked, 4.9.bn1.running_mean, ...) "
+    with pytest.raises(
+        ValueError, match=re.escape(f"`backbone`; 10 tensors {names}not in the backbone")
+    ):
+        load_weights(image_resnet(), path)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 5])
 def test_inflated_weights_give_at_first_what_each_frame_gives(frames: int) -> None:
-    network = torchvision.models.resnet18().eval()
+    network = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1]).eval()
     trunk = nn.Sequential(*list(network.children())[:-2])
     state = {name: value.clone() for name, value in trunk.state_dict().items()}
     options = {"feature_dim": 512, "strides": (1, 32)}
-    video = torch.randn(2, 3, 5, 64, 64)
+    video = torch.randn(2, 3, 5, 48, 40)
     with torch.no_grad():
         flat = as_encoder(trunk, layout="BCHW", **options).features(video)
         deep = as_encoder(inflate(trunk, frames=frames), **options).eval()

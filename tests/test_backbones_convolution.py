@@ -46,6 +46,7 @@ def errors_under(env: dict[str, str]) -> list[str]:
     return json.loads(run.stdout)
 
 
+@pytest.mark.slow
 def test_every_layer_and_network_agrees_with_float32() -> None:
     assert errors_under({}) == []
 

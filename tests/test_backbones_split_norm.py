@@ -159,7 +159,7 @@ def test_shuffled_keys_are_normalised_in_other_company() -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: SplitBatchNorm(4, num_splits=0), "`num_splits` must be above 0; got 0"),
+        (lambda: SplitBatchNorm(4, num_splits=0), "`num_splits` must be at least 1; got 0"),
         (
             lambda: SplitBatchNorm(4, num_splits=3)(torch.zeros(7, 4)),
             "`input` must have a multiple of 3 rows (from `num_splits`); got 7",

@@ -202,7 +202,10 @@ def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
     assert held[1] < held[0] / 4
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name",
+    ["s3d", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mvit_v2_s", "swin3d_t"))],
+)
 def test_compiles_as_one_graph(name: str) -> None:
     backbone = BUILDERS[name]().eval()
     if name == "mvit_v2_s":

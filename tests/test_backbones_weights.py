@@ -8,76 +8,31 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from published import (
+    BLOCKS,
+    State,
+    empty,
+    make_state,
+    numbered,
+    pyslowfast_layers,
+    pytorchvideo_layers,
+    under,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
 from iivcl.backbones import VideoResNet, load_weights, slow_r50, slow_resnet
 
-Shape = tuple[int, ...]
-State = dict[str, Tensor]
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-
-
-def pyslowfast_layers(depth: int = 50) -> Iterator[tuple[str, str, Shape]]:
-    """Give the names of every convolution and of its norm, and the shape of the kernel."""
-    yield "s1.pathway0_stem.conv", "s1.pathway0_stem.bn", (64, 3, 1, 7, 7)
-    width = 64
-    for stage, blocks in enumerate(BLOCKS[depth], start=2):
-        inner, temporal = 64 * 2 ** (stage - 2), 3 if stage >= 4 else 1
-        for i in range(blocks):
-            block = f"s{stage}.pathway0_res{i}"
-            if i == 0:
-                yield f"{block}.branch1", f"{block}.branch1_bn", (4 * inner, width, 1, 1, 1)
-            for letter, shape in (
-                ("a", (inner, width, temporal, 1, 1)),
-                ("b", (inner, inner, 1, 3, 3)),
-                ("c", (4 * inner, inner, 1, 1, 1)),
-            ):
-                yield f"{block}.branch2.{letter}", f"{block}.branch2.{letter}_bn", shape
-            width = 4 * inner
-
-
-def pytorchvideo_layers() -> Iterator[tuple[str, str, Shape]]:
-    yield "blocks.0.conv", "blocks.0.norm", (64, 3, 1, 7, 7)
-    width = 64
-    for stage, blocks in enumerate(BLOCKS[50], start=1):
-        inner, temporal = 64 * 2 ** (stage - 1), 3 if stage >= 3 else 1
-        for i in range(blocks):
-            block = f"blocks.{stage}.res_blocks.{i}"
-            if i == 0:
-                shape: Shape = (4 * inner, width, 1, 1, 1)
-                yield f"{block}.branch1_conv", f"{block}.branch1_norm", shape
-            for letter, shape in (
-                ("a", (inner, width, temporal, 1, 1)),
-                ("b", (inner, inner, 1, 3, 3)),
-                ("c", (4 * inner, inner, 1, 1, 1)),
-            ):
-                yield f"{block}.branch2.conv_{letter}", f"{block}.branch2.norm_{letter}", shape
-            width = 4 * inner
-
-
-def make_state(layers: Iterator[tuple[str, str, Shape]], prefix: str = "") -> State:
-    state = {}
-    for conv, norm, shape in layers:
-        fan_in = shape[1] * shape[2] * shape[3] * shape[4]
-        state[f"{prefix}{conv}.weight"] = torch.randn(shape) / fan_in**0.5
-        state[f"{prefix}{norm}.weight"] = torch.rand(shape[0]) + 0.5
-        state[f"{prefix}{norm}.bias"] = torch.randn(shape[0]) / 10
-        state[f"{prefix}{norm}.running_mean"] = torch.randn(shape[0]) / 10
-        state[f"{prefix}{norm}.running_var"] = torch.rand(shape[0]) + 0.5
-        state[f"{prefix}{norm}.num_batches_tracked"] = torch.tensor(7)
-    return state
-
 
 @pytest.fixture(scope="module")
 def original() -> State:
-    """Hold the weights of one Slow R50 under PySlowFast's names; not to be written to."""
-    return make_state(pyslowfast_layers())
+    """Hold the tensors of one Slow R50 under PySlowFast's names; not to be written to."""
+    return numbered(pyslowfast_layers())
 
 
 def run_pyslowfast(state: State, video: Tensor) -> Tensor:
@@ -109,8 +64,8 @@ def in_double(state: State) -> State:
     return {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def test_features_equal_the_original_network(original: State, tmp_path: Path) -> None:
-    state = original
+def test_features_equal_the_original_network(tmp_path: Path) -> None:
+    state = make_state(pyslowfast_layers())
     path = tmp_path / "SLOW_8x8_R50.pyth"
     torch.save(
         {
@@ -125,7 +80,7 @@ def test_features_equal_the_original_network(original: State, tmp_path: Path) ->
         },
         path,
     )
-    backbone = slow_r50()
+    backbone = empty(slow_r50)
     report = load_weights(backbone, path)
     head = ["model_state.head.projection.weight", "model_state.head.projection.bias"]
     assert report == ([], head, "model_state.")
@@ -137,39 +92,13 @@ def test_features_equal_the_original_network(original: State, tmp_path: Path) ->
         torch.testing.assert_close(backbone(video), run_pyslowfast(in_double(state), video))
 
 
-def test_contrastive_model_gives_the_query_encoder(original: State, tmp_path: Path) -> None:
-    state = {f"backbone.{name}": value for name, value in original.items()}
-    momentum_encoder = {f"backbone_hist.{name}": value + 1 for name, value in original.items()}
-    rest = {
-        "ptr": torch.zeros(1, dtype=torch.int64),
-        "queue_x": torch.randn(16, 128),
-        "iter": torch.zeros(1, dtype=torch.int64),
-        "backbone.head.projection.0.weight": torch.randn(8, 2048),
-    }
-    torch.save({"model_state": {**momentum_encoder, **rest, **state}}, tmp_path / "moco.pyth")
-    backbone = slow_r50()
-    report = load_weights(backbone, tmp_path / "moco.pyth")
-    assert report.missing == []
-    assert set(report.unused) == {f"model_state.{name}" for name in (*momentum_encoder, *rest)}
-    assert report.prefix == "model_state.backbone."
-    for ours, theirs in (
-        ("stem.conv.weight", "backbone.s1.pathway0_stem.conv.weight"),
-        ("stem.norm.running_var", "backbone.s1.pathway0_stem.bn.running_var"),
-        ("layer1.0.shortcut.conv.weight", "backbone.s2.pathway0_res0.branch1.weight"),
-        ("layer2.0.shortcut.norm.bias", "backbone.s3.pathway0_res0.branch1_bn.bias"),
-        ("layer3.5.branch.a.conv.weight", "backbone.s4.pathway0_res5.branch2.a.weight"),
-        ("layer4.2.branch.c.norm.weight", "backbone.s5.pathway0_res2.branch2.c_bn.weight"),
-    ):
-        assert torch.equal(backbone.state_dict()[ours], state[theirs]), ours
-
-
 def test_pytorchvideo_names_are_the_same_network(original: State, tmp_path: Path) -> None:
     # The same tensors in the same order.
-    state = dict(zip(make_state(pytorchvideo_layers()), original.values(), strict=True))
+    state = dict(zip(numbered(pytorchvideo_layers()), original.values(), strict=True))
     state["blocks.5.proj.weight"] = torch.randn(400, 2048)
     torch.save({"model_state": state}, tmp_path / "ptv.pyth")
     torch.save(original, tmp_path / "bare.pyth")  # a state dict alone is read as well
-    one, two = slow_r50(), slow_r50()
+    one, two = empty(slow_r50), empty(slow_r50)
     assert load_weights(one, tmp_path / "ptv.pyth").unused == ["model_state.blocks.5.proj.weight"]
     assert load_weights(two, tmp_path / "bare.pyth").unused == []
     for (name, value), other in zip(
@@ -181,15 +110,16 @@ def test_pytorchvideo_names_are_the_same_network(original: State, tmp_path: Path
 def test_safetensors_in_and_out(original: State, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    state = {"head.projection.weight": torch.zeros(400, 2048), **original}
+    state = {"head.projection.weight": torch.zeros(400, 2048)}
+    state |= {name: value.contiguous() for name, value in original.items()}
     save_file(state, tmp_path / "slow.safetensors")
-    backbone = slow_r50().to(memory_format=torch.channels_last_3d)
+    backbone = empty(slow_r50).to(memory_format=torch.channels_last_3d)
     report = load_weights(backbone, tmp_path / "slow.safetensors")
     assert report == ([], ["head.projection.weight"], "")
     ours = {name: value.contiguous() for name, value in backbone.state_dict().items()}
     save_file(ours, tmp_path / "ours.safetensors")
     torch.save(original, tmp_path / "slow.pyth")
-    one, two = slow_r50(), slow_r50()
+    one, two = empty(slow_r50), empty(slow_r50)
     assert load_weights(one, tmp_path / "ours.safetensors") == ([], [], "")
     load_weights(two, tmp_path / "slow.pyth")
     torch.testing.assert_close(dict(one.state_dict()), dict(two.state_dict()), rtol=0, atol=0)
@@ -208,8 +138,8 @@ def test_safetensors_is_not_installed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_deeper_network_goes_into_its_own_depth(tmp_path: Path) -> None:
-    torch.save(make_state(pyslowfast_layers(101), prefix="module."), tmp_path / "r101.pyth")
-    report = load_weights(slow_resnet(101), tmp_path / "r101.pyth")
+    torch.save(under("module.", numbered(pyslowfast_layers(101))), tmp_path / "r101.pyth")
+    report = load_weights(empty(lambda: slow_resnet(101)), tmp_path / "r101.pyth")
     assert report == ([], [], "module.")
 
 
@@ -217,7 +147,7 @@ def test_counters_of_batches_may_be_missing(original: State, tmp_path: Path) -> 
     state = original
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     torch.save({"model_state": old}, tmp_path / "old.pyth")
-    report = load_weights(slow_r50(), tmp_path / "old.pyth")
+    report = load_weights(empty(slow_r50), tmp_path / "old.pyth")
     assert len(report.missing) == len(state) - len(old)
     assert {name.rsplit(".", 1)[1] for name in report.missing} == {"num_batches_tracked"}
 
@@ -258,23 +188,23 @@ def test_other_network_changes_nothing(
     change(state)
     path = tmp_path / "other.pyth"
     torch.save({"model_state": state}, path)
-    backbone = slow_r50()
+    backbone = empty(slow_r50)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     message = f"`path` '{path}' holds another network than `backbone` under "
     message += f"'model_state.'; {problem}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_weights(backbone, path)
     for name, value in backbone.state_dict().items():
-        assert torch.equal(value, before[name])
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_other_depth(tmp_path: Path) -> None:
-    torch.save(make_state(pyslowfast_layers(101)), tmp_path / "r101.pyth")
+    torch.save(numbered(pyslowfast_layers(101)), tmp_path / "r101.pyth")
     message = (
         r"306 tensors \(s4\.pathway0_res10\.branch2\.a\.weight, .*, \.\.\.\) not in the backbone$"
     )
     with pytest.raises(ValueError, match=message):
-        load_weights(slow_r50(), tmp_path / "r101.pyth")
+        load_weights(empty(slow_r50), tmp_path / "r101.pyth")
 
 
 class RunsCode:
@@ -303,10 +233,6 @@ def test_file_without_a_state_dict(content: object, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small() -> State:
     return dict(make_small().state_dict())
-
-
-def under(prefix: str, state: State) -> State:
-    return {prefix + name: value for name, value in state.items()}
 
 
 HEAD = {"weight": torch.zeros(8, 512)}

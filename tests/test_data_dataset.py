@@ -316,7 +316,7 @@ def test_substitute_keeps_the_length_and_tells_the_index(
 
 def test_skip_leaves_videos_out_of_the_batch(broken: list[Path]) -> None:
     dataset = VideoClips(broken, RECIPE, on_error="skip")
-    assert dataset[1] is None
+    assert not dataset[1]
     loader = DataLoader(dataset, batch_size=3, collate_fn=collate_clips)
     assert [indices.tolist() for _, indices in loader] == [[0, 2], [3, 5]]
     with pytest.raises(DecodeError, match=r"^none of the 1 videos of a batch can be read$"):
@@ -335,7 +335,7 @@ def test_set_of_nothing_but_bad_files_ends(tmp_path: Path) -> None:
     del dataset
     assert len((tmp_path / "log").read_text().splitlines()) == 11  # the user's own file stays
     again = VideoClips(missing, RECIPE, on_error="skip", failure_log=tmp_path / "log")
-    assert again[7] is None
+    assert not again[7]
     assert [failure.index for failure in again.failures()] == [7]
 
 
@@ -415,14 +415,14 @@ def test_epochs_that_are_none(paths: list[Path]) -> None:
 
 def test_copy_keeps_the_failures_and_is_alive(broken: list[Path]) -> None:
     dataset = VideoClips(broken, RECIPE, on_error="skip")
-    assert dataset[1] is None
+    assert not dataset[1]
     copied = copy.deepcopy(dataset)
     recorded = dataset.failures()
     assert copied.failures() == recorded != []
     del dataset
     gc.collect()
     assert copied.failures() == recorded
-    assert copied[4] is None
+    assert not copied[4]
     assert [failure.index for failure in copied.failures()] == [1, 4]
     # Its workers see its epoch, as those of the first do.
     alone = []

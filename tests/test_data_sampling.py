@@ -153,7 +153,7 @@ def test_one_second_is_one_second_at_every_rate() -> None:
         ({"stride": 0}, "`stride` must be above 0 and finite; got 0"),
         ({"stride": math.nan}, "`stride` must be above 0 and finite; got nan"),
         ({"clips_per_video": 0}, "`clips_per_video` must be at least 1; got 0"),
-        ({"power": 0.0}, "`power` must be above 0; got 0.0"),
+        ({"power": 0.0}, "`power` must be above 0 and finite; got 0.0"),
         (
             {"min_gap": 5, "max_gap": 4},
             "`min_gap` and `max_gap` must satisfy 0 <= min_gap <= max_gap; got 5 and 4",

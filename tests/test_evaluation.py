@@ -308,7 +308,7 @@ class TestKNN:
         ("options", "message"),
         [
             ({}, "`k` must be in [1, 40] (rows of `gallery` that count); got 200"),
-            ({"k": 5, "temperature": 0.0}, "`temperature` must be above 0; got 0.0"),
+            ({"k": 5, "temperature": 0.0}, "`temperature` must be above 0 and finite; got 0.0"),
         ],
     )
     def test_out_of_range(self, options: dict[str, float], message: str) -> None:
@@ -392,5 +392,5 @@ class TestLinearProbe:
         assert torch.equal(features, before)
 
     def test_negative_weight_decay(self, data: tuple[Tensor, Tensor]) -> None:
-        with pytest.raises(ValueError, match=r"^`weight_decay` must be at least 0; got -1$"):
+        with pytest.raises(ValueError, match=r"^`weight_decay` must be at least 0 and finite"):
             fit_linear_probe(*data, weight_decay=-1)

@@ -19,6 +19,7 @@ import pytest
 import tiny_encoder
 import torch
 import torch.nn.functional as F
+from example_runs import EXAMPLES
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -617,7 +618,7 @@ def test_two_processes_count_each_video_once(
     given = [encoder, tmp_path / "five.csv"]
     given += ["--sgd-epochs=2", "--sgd-batch-size=2"]
     alone = result_of(tmp_path / "alone.json", *given)
-    both, script = tmp_path / "both.json", pretraining.EXAMPLES / "evaluate.py"
+    both, script = tmp_path / "both.json", EXAMPLES / "evaluate.py"
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

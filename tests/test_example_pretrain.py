@@ -13,6 +13,7 @@ import pretraining
 import pytest
 import tiny_encoder
 import torch
+from example_runs import EXAMPLES
 from PIL import Image
 from pretraining import log, pretrain, tensors, timeless
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -362,7 +363,7 @@ def test_a_picture_shows_the_videos_that_were_found(videos: Path, tmp_path: Path
 def test_the_plan_of_a_large_run_is_what_the_script_calculates(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = pretraining.EXAMPLES.parent
+    root = EXAMPLES.parent
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     scale = pretraining.importlib.import_module("scale")
     scale.main()

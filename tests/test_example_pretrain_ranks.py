@@ -15,7 +15,8 @@ from pathlib import Path
 import pretraining
 import pytest
 import torch
-from pretraining import EXAMPLES, SMALL, assert_same_run, log, pretrain, tensors, timeless
+from example_runs import EXAMPLES
+from pretraining import SMALL, assert_same_run, log, pretrain, tensors, timeless
 
 from iivcl.data import make_synthetic_videos
 from iivcl.testing import run_on_ranks

@@ -57,7 +57,12 @@ def stopped(finished: Path, tmp_path: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+FAST = ("iivcl", "tar shards")  # of videos and of a stream; CI runs the others as well
+
+
+@pytest.mark.parametrize(
+    "variant", [v if v in FAST else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
+)
 def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(
     variant: str, videos: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from headless import find_browser, network, start_browser
+from headless import network
 from selenium.webdriver import Chrome
 
 from iivcl.backbones import slow_resnet
@@ -282,19 +281,6 @@ def test_errors_are_one_line(
 
 
 # The page
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    found = find_browser()
-    if found is None:
-        missing = "a browser with its driver (apt-get install chromium chromium-driver)"
-        if os.environ.get("CI"):
-            pytest.fail(f"needs {missing}")
-        pytest.skip(f"needs {missing}")
-    with start_browser(found, tmp_path_factory.mktemp("profile")) as chrome:
-        chrome.get("about:blank")  # the first page of the browser itself loads this and that
-        yield chrome
 
 
 def show(chrome: Chrome, page: Path, width: int, motion: str) -> None:

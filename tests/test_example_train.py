@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from example_runs import EXAMPLES, load, start
 from PIL import Image
 
 from iivcl.data import make_synthetic_videos
 
-Refused = Callable[..., str]
-EXAMPLE = Path(__file__).parent.parent / "examples" / "train_minimal.py"
-
-
-def run(*arguments: object, example: Path = EXAMPLE) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(example), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def train(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run("--steps", 3, "--batch-size", 4, *arguments)
+EXAMPLE = EXAMPLES / "train_minimal.py"
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +24,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Give the message of a run that is refused: in this process, which has imported torch."""
-    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
-
-    def refused(*arguments: object, example: str = "train_minimal") -> str:
-        monkeypatch.setattr(sys, "argv", [example, *map(str, arguments)])
-        with pytest.raises(SystemExit, match=r"^2$"):
-            importlib.import_module(example).main()
-        return capsys.readouterr().err.splitlines()[-1].removeprefix(f"{example}: error: ")
-
-    return refused
-
-
 def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "encoder.pt"
-    done = train("--data", folder, "--out", out)
+    options = ("--steps", 3, "--batch-size", 4, "--data", folder, "--out", out)
+    command = [sys.executable, str(EXAMPLE), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"loss=[\d.]+, std=0\.\d+, purity=[\d.nan]+", done.stderr)
     first, _, result, verdict, advice = done.stdout.splitlines()
@@ -69,16 +46,18 @@ def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(
     assert all(value.isfinite().all() for value in state.values())
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt"]
 
-    show, picture = EXAMPLE.with_name("show_neighbors.py"), tmp_path / "neighbors.png"
-    done = run(out, picture, "--data", folder, example=show)
-    assert done.returncode == 0, done.stderr
+    picture = tmp_path / "neighbors.png"
+    shown = start("show_neighbors", out, picture, "--data", folder, capsys=capsys)
+    assert shown.status == 0, shown.err
     purity = r"purity of 3 neighbours of all held-out videos: [01]\.\d{3}"
-    assert re.fullmatch(rf"{purity}\npicture: {re.escape(str(picture))}", done.stdout.strip())
+    assert re.fullmatch(rf"{purity}\npicture: {re.escape(str(picture))}", shown.out.strip())
     with Image.open(picture) as image:
         assert image.size == (1460, 270)  # two rows
 
 
-def test_files_without_classes_of_which_some_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+def test_files_without_classes_of_which_some_cannot_be_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The bar shows the similarity of neighbours, and what was left out is named at the end."""
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     paths = [*map(str, folder.glob("*/*.mp4")), "broken.mp4", "gone.mp4", "gone too.mp4"]
@@ -90,11 +69,12 @@ def test_files_without_classes_of_which_some_cannot_be_read(folder: Path, tmp_pa
         for path, split in zip(paths, splits, strict=True)
     ]
     manifest.write_text("".join(lines))
-    done = run("--steps", 6, "--batch-size", 3, "--data", manifest)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"std=[\d.]+, similarity=[-\d.nan]+", done.stderr)
-    assert "retrieval" not in done.stdout
-    *_, summary, first, second, third = done.stdout.splitlines()
+    options = ("--steps", 6, "--batch-size", 3, "--data", manifest)
+    done = start("train_minimal", *options, capsys=capsys)
+    assert done.status == 0, done.err
+    assert re.search(r"std=[\d.]+, similarity=[-\d.nan]+", done.err)
+    assert "retrieval" not in done.out
+    *_, summary, first, second, third = done.out.splitlines()
     assert summary == "Left out, since they could not be read: 3 videos, such as"
     for name in ("broken.mp4", "gone.mp4", "gone too.mp4"):
         assert sum(f"{name}: " in line for line in (first, second, third)) == 1
@@ -108,19 +88,23 @@ def test_files_without_classes_of_which_some_cannot_be_read(folder: Path, tmp_pa
     ],
 )
 def test_no_group_is_trained_on_and_held_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[str], trained: int, held_out: int
+    tmp_path: Path, rows: list[str], trained: int, held_out: int
 ) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
     manifest = tmp_path / "videos.csv"
     manifest.write_text("path,label,group,split\n" + "\n".join(rows))
-    train, test = importlib.import_module("train_minimal").read_videos(manifest)
+    train, test = load("train_minimal").read_videos(manifest)
     assert set(train.ids.tolist()).isdisjoint(test.ids.tolist())
     assert (len(train.paths), len(test.paths)) == (trained, held_out)
 
 
 def test_what_cannot_work_is_refused_in_one_line(
-    folder: Path, tmp_path: Path, refused: Refused
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def refused(*arguments: object, example: str = "train_minimal") -> str:
+        done = start(example, *arguments, capsys=capsys)
+        assert done.status == 2
+        return done.err.splitlines()[-1].removeprefix(f"{example}: error: ")
+
     assert refused("--data", tmp_path) == f"--data: at least 2 videos are needed; {tmp_path} has 0"
     message = f"--data: {folder} has 12 videos to train on; give more, or a smaller --batch-size"
     assert refused("--data", folder) == message

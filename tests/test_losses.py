@@ -572,7 +572,7 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: multi_positive_info_nce(Q, K, MASK, temperature=0),
         ValueError,
-        "`temperature` must be above 0; got 0",
+        "`temperature` must be above 0 and finite; got 0",
     ),
     (
         lambda: multi_positive_info_nce(Q, K, MASK, form="mean"),  # type: ignore[arg-type]
@@ -604,7 +604,7 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: InfoNCELoss(temperature=-1),
         ValueError,
-        "`temperature` must be above 0; got -1",
+        "`temperature` must be above 0 and finite; got -1",
     ),
     (
         lambda: IIVCLLoss(num_neighbors=-1),

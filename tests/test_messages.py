@@ -103,8 +103,8 @@ CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (
         lambda: data.ClipRecipe(num_frames=8, stride="2"),  # type: ignore[arg-type]
-        ValueError,
-        "`stride` must be above 0 and finite; got '2'",
+        TypeError,
+        "`stride` must be a number; got '2'",
     ),
     (
         lambda: IIVCLLoss(temperature="0.1"),  # type: ignore[arg-type]

@@ -405,7 +405,7 @@ def test_cosine_default_base() -> None:
     [
         (11, 10, 0.9, "`step` must be in [0, 10] (from `total_steps`); got 11"),
         (-1, 10, 0.9, "`step` must be in [0, 10] (from `total_steps`); got -1"),
-        (0, 0, 0.9, "`total_steps` must be above 0; got 0"),
+        (0, 0, 0.9, "`total_steps` must be at least 1; got 0"),
         (0, 10, 1.5, "`base` must be in [0, 1]; got 1.5"),
     ],
 )

@@ -173,7 +173,7 @@ BAD: list[tuple[dict[str, object], type[Exception], str]] = [
         TypeError,
         "`query` must be a floating-point tensor; got torch.int64. Convert it with `query.float()`",
     ),
-    ({"k": 0}, ValueError, "`k` must be in [1, 4], the number of rows of `bank`; got 0"),
+    ({"k": 0}, ValueError, "`k` must be at least 1; got 0"),
     ({"k": 5}, ValueError, "`k` must be in [1, 4], the number of rows of `bank`; got 5"),
     ({"chunk_size": 0}, ValueError, "`chunk_size` must be at least 1; got 0"),
     ({"mask": torch.ones(4)}, TypeError, "`mask` must be a bool tensor; got torch.float32"),

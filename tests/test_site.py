@@ -17,11 +17,9 @@ from headless import (
     DESKTOP,
     PHONE,
     Findings,
-    find_browser,
     palette,
     prefer,
     resize,
-    start_browser,
     visit,
 )
 from PIL import Image
@@ -68,18 +66,6 @@ def server(site: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    found = find_browser()
-    if found is None:
-        missing = "a browser with its driver (apt-get install chromium chromium-driver)"
-        if os.environ.get("CI"):
-            pytest.fail(f"needs {missing}")
-        pytest.skip(f"needs {missing}")
-    with start_browser(found, tmp_path_factory.mktemp("profile")) as chrome:
-        yield chrome
-
-
-@pytest.fixture(scope="module")
 def findings(browser: Chrome, server: Server) -> dict[str, Findings]:
     """Visit the first page, and all that its navigation leads to."""
     first = visit(browser, server.address)
@@ -123,6 +109,10 @@ def test_formulas_are_typeset_without_a_script(site: Path) -> None:
     page = (site / "explanation" / "method" / "index.html").read_text()
     assert page.count('<div class="formula"><math') == 4
     assert "```math" not in page
+    for name, formulas in {"losses": 3, "momentum": 2, "data": 1, "diagnostics": 1}.items():
+        page = (site / "reference" / name / "index.html").read_text()
+        assert page.count('<div class="formula"><math') == formulas, name
+        assert ".. math" not in page
 
 
 def test_addresses_come_from_one_place(site: Path) -> None:
@@ -164,6 +154,7 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_navigation_leads_to_every_page(findings: dict[str, Findings], site: Path) -> None:
     pages = {path.parent.relative_to(site).as_posix() for path in site.rglob("index.html")}
     visited = {urlsplit(address).path.strip("/") or "." for address in findings}
@@ -171,10 +162,12 @@ def test_navigation_leads_to_every_page(findings: dict[str, Findings], site: Pat
     assert all(found.title.endswith("iivcl") for found in findings.values())
 
 
+@pytest.mark.slow
 def test_console_has_nothing_to_say(findings: dict[str, Findings]) -> None:
     assert {address: found.console for address, found in findings.items() if found.console} == {}
 
 
+@pytest.mark.slow
 def test_every_request_is_answered_and_none_leaves_the_site(
     findings: dict[str, Findings], server: Server
 ) -> None:
@@ -190,18 +183,21 @@ def outside(found: Findings, server: Server) -> set[str]:
     return {address for address in found.requests if not address.startswith(inner)}
 
 
+@pytest.mark.slow
 def test_every_image_has_loaded(findings: dict[str, Findings]) -> None:
     images = {source: ok for found in findings.values() for source, ok in found.images.items()}
     assert images  # the logo at least
     assert all(images.values()), images
 
 
+@pytest.mark.slow
 def test_text_has_contrast_in_both_palettes(findings: dict[str, Findings]) -> None:
     for address, found in findings.items():
         assert found.texts > 20, address
         assert found.faint == {"default": [], "slate": []}, address
 
 
+@pytest.mark.slow
 def test_pages_fit_a_phone_and_code_scrolls_in_its_block(findings: dict[str, Findings]) -> None:
     for address, found in findings.items():
         assert found.cut_off == [], address

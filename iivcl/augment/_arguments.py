@@ -6,12 +6,20 @@ that look would make the host wait.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_shape, layout_hint
+from iivcl._checks import (
+    check_at_least,
+    check_shape,
+    check_within,
+    is_integer,
+    is_number,
+    layout_hint,
+)
 
 __all__ = ["check_boxes", "check_channels", "check_kernel_size", "check_mask"]
 __all__ += ["check_numbers", "check_probability", "check_range", "check_reach", "check_size"]
@@ -50,6 +58,18 @@ def check_statistics(video: Tensor, mean: Sequence[float], std: Sequence[float])
             f"`mean` and `std` must have one number for each of the {video.shape[1]} channels of "
             f"`video`; got {len(mean)} and {len(std)}, and `video` of shape {tuple(video.shape)}, "
             f"read as (B, C, T, H, W){layout_hint(video.shape, (len(mean),))}"
+        )
+
+
+def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Check statistics by themselves."""
+    for name, numbers in {"mean": mean, "std": std}.items():
+        if not (hasattr(numbers, "__len__") and all(map(is_number, numbers))):
+            raise TypeError(f"`{name}` must be numbers, one per channel; got {numbers!r}")
+    if len(mean) != len(std) or not (all(map(math.isfinite, mean)) and all(s > 0 for s in std)):
+        raise ValueError(
+            "`mean` and `std` must have one finite number per channel, and `std` must be above 0; "
+            f"got {tuple(mean)} and {tuple(std)}"
         )
 
 
@@ -95,8 +115,8 @@ def check_boxes(boxes: Tensor, height: int, width: int) -> None:
 
 def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width of ``size``, or say what is wrong with it."""
-    pair = (size, size) if isinstance(size, int) else size
-    if not (isinstance(pair, tuple) and [type(side) for side in pair] == [int, int]):
+    pair = size if isinstance(size, tuple) else (size, size)
+    if len(pair) != 2 or not all(map(is_integer, pair)):
         raise TypeError(f"`size` must be an int or two of them, height and width; got {size!r}")
     height, width = pair
     if min(height, width) < 1:
@@ -106,8 +126,9 @@ def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def check_kernel_size(kernel_size: int) -> None:
     """Check that a kernel has a middle tap."""
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"`kernel_size` must be odd and at least 1; got {kernel_size}")
+    check_at_least(1, kernel_size=kernel_size)
+    if kernel_size % 2 == 0:
+        raise ValueError(f"`kernel_size` must be odd; got {kernel_size}")
 
 
 def check_reach(kernel_size: int, height: int, width: int) -> None:
@@ -121,8 +142,7 @@ def check_reach(kernel_size: int, height: int, width: int) -> None:
 
 def check_probability(p: float) -> float:
     """Return ``p``, or say that it is no probability."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"`p` must be in [0, 1]; got {p}")
+    check_within(0, 1, p=p)
     return p
 
 
@@ -130,6 +150,8 @@ def check_range(
     name: str, bounds: tuple[float, float], low: float, high: float = float("inf")
 ) -> tuple[float, float]:
     """Return ``bounds`` as two floats, or say that they are reversed or out of [low, high]."""
+    if not (isinstance(bounds, (tuple, list)) and all(map(is_number, bounds)) and len(bounds) == 2):
+        raise TypeError(f"`{name}` must be two numbers, low and high; got {bounds!r}")
     first, last = (float(bound) for bound in bounds)
     if not low <= first <= last <= high:
         raise ValueError(

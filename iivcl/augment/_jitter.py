@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
+from iivcl._checks import check_within
 from iivcl.augment._arguments import check_range
 from iivcl.augment._program import Blend, Hue, InOrder, Program
 from iivcl.augment._transform import Drawn, Range, Transform, constant
@@ -64,8 +66,10 @@ class ColorJitter(Transform[ColorJitterParams]):
         self.brightness = _factor_range("brightness", brightness)
         self.contrast = _factor_range("contrast", contrast)
         self.saturation = _factor_range("saturation", saturation)
-        bounds = hue if isinstance(hue, tuple) else (-hue, hue)
-        self.hue = check_range("hue", bounds, -0.5, 0.5)
+        if not isinstance(hue, tuple):
+            check_within(0, 0.5, hue=hue)
+            hue = (-hue, hue)
+        self.hue = check_range("hue", hue, -0.5, 0.5)
 
     def describe(self, params: ColorJitterParams) -> Program:
         """Blend and turn the hue, in the order of each clip; see :meth:`Transform.describe`."""
@@ -90,5 +94,7 @@ class ColorJitter(Transform[ColorJitterParams]):
 
 
 def _factor_range(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
-    bounds = value if isinstance(value, tuple) else (max(0.0, 1.0 - value), 1.0 + value)
-    return check_range(name, bounds, 0.0)
+    if not isinstance(value, tuple):
+        check_within(0, math.inf, **{name: value})
+        value = (max(0.0, 1.0 - value), 1.0 + value)
+    return check_range(name, value, 0.0)

@@ -8,8 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from iivcl._checks import check_within
 from iivcl.augment import _program as ops
-from iivcl.augment._arguments import check_kernel_size, check_probability, check_range
+from iivcl.augment._arguments import (
+    check_kernel_size,
+    check_mean_std,
+    check_probability,
+    check_range,
+)
 from iivcl.augment._transform import Drawn, Range, Transform, chance
 
 __all__ = ["GaussianBlur", "Normalize", "RandomGrayscale", "RandomSolarize", "ToFloat"]
@@ -77,8 +83,7 @@ class RandomSolarize(Transform[SolarizeParams]):
 
     def __init__(self, threshold: float = 0.5, *, p: float = 0.2) -> None:
         super().__init__()
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1]; got {threshold}")
+        check_within(0, 1, threshold=threshold)
         self.threshold = threshold
         self.p = check_probability(p)
 
@@ -147,13 +152,9 @@ class Normalize(Transform[tuple[()]]):
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
+        check_mean_std(mean, std)
         self.mean, self.std = tuple(mean), tuple(std)
         self.dtype, self.memory_format = dtype, memory_format
-        if len(self.mean) != len(self.std) or min(self.std, default=0.0) <= 0:
-            raise ValueError(
-                "`mean` and `std` must have one number per channel, and `std` must be above 0; "
-                f"got {self.mean} and {self.std}"
-            )
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iivcl._checks import is_integer
 from iivcl.augment._compose import Compose, RandomApply
 from iivcl.augment._crop import (
     CenterCrop,
@@ -131,7 +132,7 @@ def evaluation(size: int) -> Compose:
 
 
 def _check_one_size(size: int) -> None:
-    if not isinstance(size, int):
+    if not is_integer(size):
         raise TypeError(
             f"`size` must be an int, the height and width of the square result; got {size!r}"
         )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torchvision.transforms.v2.functional as V
 from torch import Tensor
 
+from iivcl._checks import check_at_least
 from iivcl.augment._program import Choose, OnFrames, Program
 from iivcl.augment._transform import Drawn, Range, Transform, chance
 
@@ -52,9 +53,8 @@ class RandAugment(Transform[RandAugmentParams]):
 
     def __init__(self, *, num_ops: int = 2, magnitude: int = 9) -> None:
         super().__init__()
-        if num_ops < 0:
-            raise ValueError(f"`num_ops` must be at least 0; got {num_ops}")
-        if not 0 <= magnitude <= _STEPS:
+        check_at_least(0, num_ops=num_ops, magnitude=magnitude)
+        if magnitude > _STEPS:
             raise ValueError(f"`magnitude` must be in [0, {_STEPS}]; got {magnitude}")
         self.num_ops = num_ops
         self.magnitude = magnitude
@@ -103,9 +103,23 @@ _affine: Callable[..., Tensor] = partial(V.affine, angle=0.0, scale=1.0)
 
 
 def _solarize(frames: Tensor, level: float) -> Tensor:
-    white = 1.0 if frames.is_floating_point() else 255.0
-    inverted: Tensor = V.solarize(frames, white * (1 - level))
+    threshold = 1 - level if frames.is_floating_point() else math.ceil(255 * (1 - level))
+    inverted: Tensor = V.solarize(frames, threshold)
     return inverted
+
+
+def _blend(frames: Tensor, level: float, other: str) -> Tensor:
+    """Blend as torchvision does, whose products of bytes have the default dtype; here float32."""
+    keep, whole = 1 + 0.9 * level, not frames.is_floating_point()
+    if other == "gray" and frames.shape[-3] == 1:
+        return frames
+    floats = frames.float() if whole else frames
+    out = floats * keep
+    if other != "black":
+        gray: Tensor = V.rgb_to_grayscale(floats, 1)
+        gray = gray.floor() if whole else gray
+        out.add_(gray.mean((-3, -2, -1), True) if other == "mean" else gray, alpha=1 - keep)
+    return out.clamp_(0, 255 if whole else 1).to(frames.dtype)
 
 
 _SHIFT = 150 / 331  # of the frame: the paper's 150 pixels of an Inception input
@@ -124,9 +138,9 @@ _OPERATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], bool]] = {
         True,
     ),
     "rotate": (lambda x, level: V.rotate(x, 30 * level), True),
-    "brightness": (lambda x, level: V.adjust_brightness(x, 1 + 0.9 * level), True),
-    "color": (lambda x, level: V.adjust_saturation(x, 1 + 0.9 * level), True),
-    "contrast": (lambda x, level: V.adjust_contrast(x, 1 + 0.9 * level), True),
+    "brightness": (partial(_blend, other="black"), True),
+    "color": (partial(_blend, other="gray"), True),
+    "contrast": (partial(_blend, other="mean"), True),
     "sharpness": (lambda x, level: V.adjust_sharpness(x, 1 + 0.9 * level), True),
     "posterize": (lambda x, level: V.posterize(x, round(8 - 4 * level)), False),
     "solarize": (_solarize, False),

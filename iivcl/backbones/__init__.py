@@ -12,6 +12,7 @@ from iivcl.backbones._convolution import (
 from iivcl.backbones._encoder import VideoEncoder
 from iivcl.backbones._heads import PredictionHead, ProjectionHead
 from iivcl.backbones._resnet import VideoResNet
+from iivcl.backbones._roi_head import RoIActionHead
 from iivcl.backbones._slow import slow_r50, slow_resnet
 from iivcl.backbones._split_norm import SplitBatchNorm
 from iivcl.backbones._torchvision import mc3_18, r2plus1d_18, r3d_18, s3d
@@ -23,6 +24,7 @@ __all__ = [
     "PaddedConv3d",
     "PredictionHead",
     "ProjectionHead",
+    "RoIActionHead",
     "SplitBatchNorm",
     "VideoEncoder",
     "VideoResNet",

@@ -65,11 +65,10 @@ def as_encoder(
     """
     check_choice("layout", layout, ("BCTHW", "BTCHW", "BCHW"))
     check_choice("pool", pool, ("mean", "first"))
-    check_at_least(1, feature_dim=feature_dim, in_channels=in_channels)
     check_at_least(1 if pool == "first" else 0, prefix_tokens=prefix_tokens)
+    encoder = _Adapted(feature_dim=feature_dim, strides=strides, in_channels=in_channels)
     if layout == "BCHW" and strides[0] != 1:
         raise ValueError(f"`strides` of frames must begin with 1; got {strides}")
-    encoder = _Adapted(feature_dim=feature_dim, strides=strides, in_channels=in_channels)
     encoder.module, encoder.layout = module, layout
     encoder.pool, encoder.prefix_tokens = pool, prefix_tokens
     return encoder
@@ -82,7 +81,7 @@ class _Adapted(VideoEncoder):
     prefix_tokens: int
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        clips = len(video)
+        clips = video.shape[0]  # len() would fix the batch of an exported program
         inputs = {
             "BCTHW": "b c t h w -> b c t h w",
             "BTCHW": "b c t h w -> b t c h w",

@@ -8,12 +8,15 @@ the values or the gradients are noise.
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+
+from iivcl._checks import check_within
 
 __all__ = ["PaddedConv3d", "WrongConvolution", "check_convolutions"]
 
@@ -130,6 +133,7 @@ def check_convolutions(
         >>> check_convolutions(slow_resnet(18), torch.randn(1, 3, 2, 32, 32))
         []
     """
+    check_within(0, math.inf, tolerance=tolerance)
     model = copy.deepcopy(model).float().eval()
     worst: dict[str, WrongConvolution] = {}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from iivcl._checks import check_floating, check_shape
+from iivcl._checks import check_at_least, check_floating, check_shape, is_integer
 
 __all__ = ["VideoEncoder"]
 
@@ -47,6 +47,13 @@ class VideoEncoder(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        check_at_least(1, feature_dim=feature_dim, in_channels=in_channels)
+        if not (isinstance(strides, tuple) and all(map(is_integer, strides)) and len(strides) == 2):
+            raise TypeError(
+                f"`strides` must be two integers, of frames and pixels; got {strides!r}"
+            )
+        if min(strides) < 1:
+            raise ValueError(f"`strides` must be at least 1; got {strides}")
         self.feature_dim = feature_dim
         self.strides = strides
         self.in_channels = in_channels

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from iivcl._checks import check_choice, check_shape
+from iivcl._checks import check_at_least, check_choice, check_shape
 
 __all__ = ["PredictionHead", "ProjectionHead"]
 
@@ -46,6 +46,7 @@ class ProjectionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.in_dim = in_dim
+        check_at_least(1, in_dim=in_dim, hidden_dim=hidden_dim, out_dim=out_dim)
         self.layers = _mlp(in_dim, hidden_dim, out_dim, num_layers, norm)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -84,6 +85,7 @@ class PredictionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim
+        check_at_least(1, dim=dim, hidden_dim=hidden_dim)
         self.layers = _mlp(dim, hidden_dim, dim, num_layers, norm)
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -93,8 +95,7 @@ class PredictionHead(nn.Module):
 
 
 def _mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int, norm: Norm) -> nn.Sequential:
-    if num_layers < 1:
-        raise ValueError(f"`num_layers` must be at least 1; got {num_layers}")
+    check_at_least(1, num_layers=num_layers)
     if norm is not None:
         check_choice("norm", norm, ("batch", "sync"))
     *hidden, last = pairwise([in_dim, *[hidden_dim] * (num_layers - 1), out_dim])

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iivcl._checks import check_at_least, check_choice
 from iivcl.backbones._resnet import VideoResNet
 
 __all__ = ["slow_r50", "slow_resnet"]
@@ -84,10 +85,9 @@ def slow_resnet(
     Source:
         Feichtenhofer et al., "SlowFast Networks for Video Recognition", arXiv 1812.03982, table 1.
     """
-    if depth not in _NUM_BLOCKS:
-        raise ValueError(f"`depth` must be one of {tuple(_NUM_BLOCKS)}; got {depth!r}")
-    if res5_dilation not in (1, 2):
-        raise ValueError(f"`res5_dilation` must be 1 or 2; got {res5_dilation!r}")
+    check_choice("depth", depth, tuple(_NUM_BLOCKS))
+    check_choice("res5_dilation", res5_dilation, (1, 2))
+    check_at_least(1, in_channels=in_channels)
 
     stem = nn.Sequential(
         OrderedDict(

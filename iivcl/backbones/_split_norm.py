@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from iivcl._checks import check_positive
+from iivcl._checks import check_at_least, check_within
 
 __all__ = ["SplitBatchNorm"]
 
@@ -53,8 +55,10 @@ class SplitBatchNorm(_BatchNorm):
         affine: bool = True,
         track_running_stats: bool = True,
     ) -> None:
+        check_at_least(1, num_features=num_features, num_splits=num_splits)
+        check_within(0, math.inf, eps=eps)
+        check_within(0, 1, momentum=0.0 if momentum is None else momentum)
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        check_positive("num_splits", num_splits)
         self.num_splits = num_splits
 
     def forward(self, input: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum, video
 
 from iivcl.backbones._convolution import PaddedConv3d
@@ -92,7 +92,10 @@ def r2plus1d_18(
 
 
 def s3d(
-    *, weights: WeightsEnum | str | None = None, gradient_checkpointing: bool = False
+    *,
+    weights: WeightsEnum | str | None = None,
+    norm_eps: float = 1e-3,
+    gradient_checkpointing: bool = False,
 ) -> VideoEncoder:
     """Build S3D: separable Inception blocks, 1024 features, time and space reduced by 8 and 32.
 
@@ -102,6 +105,7 @@ def s3d(
 
     Args:
         weights: As in ``torchvision.models.video.s3d``, such as ``"KINETICS400_V1"``.
+        norm_eps: What batch norm adds to the variance: torchvision's, or 1e-5 for CoCLR's weights.
         gradient_checkpointing: See `VideoEncoder`.
 
     Returns:
@@ -115,7 +119,11 @@ def s3d(
     Source:
         Xie et al., "Rethinking Spatiotemporal Feature Learning", arXiv 1712.04851, section 4.
     """
-    return _S3D(video.s3d(weights=weights), gradient_checkpointing)
+    model = video.s3d(weights=weights)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = norm_eps
+    return _S3D(model, gradient_checkpointing)
 
 
 class _S3D(VideoEncoder):

@@ -1,4 +1,4 @@
-"""Published weights, under the names that PySlowFast, PyTorchVideo and torchvision gave."""
+"""Published weights, under the names that PySlowFast, PyTorchVideo, torchvision and CoCLR gave."""
 
 from __future__ import annotations
 
@@ -10,21 +10,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from iivcl.backbones._encoder import VideoEncoder
+from iivcl.backbones._adapter import _Adapted
 
 __all__ = ["LoadReport", "load_weights"]
 
-# Words of a prefix that tell a momentum encoder: backbone_hist, encoder_k, model_ema, ...
-_AVERAGED = re.compile(r"(?:^|[._])(?:hist|k|key|ema|momentum|teacher|target)[._]")
-# As opposed to heads and queues: PySlowFast, PyTorchVideo (whose head is block 5), torchvision.
+# Words of a prefix that tell a momentum encoder, as backbone_hist, encoder_k, model_ema, or the
+# encoder of the other view, CoCLR's sampler.
+_OTHERS = re.compile(r"(?:^|[._])(?:hist|k|key|ema|momentum|teacher|target|sampler)[._]")
+# As opposed to heads and queues: PySlowFast, PyTorchVideo (whose head is block 5), torchvision,
+# CoCLR.
 _ENCODER = re.compile(
     r"s[1-5](_fuse)?\.|blocks\.(?!5\.proj\.)\d+\."
     r"|stem\.|layer[1-4]\.|features\.|stages\.|conv_proj\.|pos_encoding\.|patch_embed\.|norm\."
+    r"|(Conv|Mixed)_\d\w\."
+)
+# CoCLR's names of the 16 stages of torchvision's S3D.
+_S3D_STAGES = (
+    *("Conv_1a", "MaxPool_2a", "Conv_2b", "Conv_2c", "MaxPool_3a", "Mixed_3b", "Mixed_3c"),
+    *("MaxPool_4a", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f"),
+    *("MaxPool_5a", "Mixed_5b", "Mixed_5c"),
 )
 
-# Rewritten in this order, every name of the three libraries becomes ours.
+# Rewritten in this order, every name of the four libraries becomes ours.
 _RENAMES = (
     # wrappers in the middle of a name
     (r"\b(_orig_mod|_checkpoint_wrapped_module)\.", ""),
@@ -46,6 +55,13 @@ _RENAMES = (
     (r"\.branch2\.(conv|norm)_([abc])\.", r".branch.\2.\1."),
     # torchvision
     (r"^features\.", "stages."),
+    # CoCLR: stages of convolutions, some of them a spatial and then a temporal one
+    *((rf"^{name}\.", f"stages.{place}.") for place, name in enumerate(_S3D_STAGES)),
+    (r"^(stages\.\d+\.branch0)\.0\.", r"\1."),
+    (r"^(stages\..*\b)(conv|bn)1\.", r"\g<1>0.\2."),
+    (r"^(stages\..*\b)(conv|bn)2\.", r"\g<1>1.\2."),
+    (r"^(stages\..*\b)conv\.", r"\g<1>0."),
+    (r"^(stages\..*\b)bn\.", r"\g<1>1."),
 )
 
 
@@ -55,7 +71,8 @@ class LoadReport(NamedTuple):
     Attributes:
         missing: Names in the encoder's state dict that the file has not. They are only counters
             of batches, which no result depends on; anything else is an error.
-        unused: Names in the file that were not loaded: heads, queue, momentum encoder.
+        unused: Names in the file that were not loaded: heads, queue, momentum encoder, second names
+            of the same tensors.
         prefix: What stands in the file before the names of the encoder: keys of dicts around the
             state dict, wrappers, the attribute of the model. ``"model_state.backbone."``, say.
     """
@@ -66,22 +83,25 @@ class LoadReport(NamedTuple):
 
 
 def load_weights(
-    backbone: VideoEncoder, path: str | os.PathLike[str], *, prefix: str | None = None
+    backbone: nn.Module, path: str | os.PathLike[str], *, prefix: str | None = None
 ) -> LoadReport:
-    """Load published weights of the Slow network, or of torchvision's networks, into an encoder.
+    """Load published weights into an encoder: those of Slow, of S3D, of torchvision's networks.
 
-    Reads the files of PySlowFast, supervised or self-supervised, of PyTorchVideo and torchvision,
-    and the state dict of an encoder made here. The encoder is found wherever it is in the file:
-    under a key such as ``"state_dict"``, behind ``module.`` or ``_orig_mod.``, as ``encoder_q`` of
-    a model, as ``0`` of ``Sequential(backbone, head)``. Of a query and a momentum encoder, the
-    query encoder is taken. When the file does not fit, nothing is loaded.
+    Reads the files of PySlowFast, supervised or self-supervised, of PyTorchVideo, torchvision and
+    CoCLR, and the state dict of an encoder made here; into any other module, and into one behind
+    `as_encoder`, the files whose names are the module's own. The encoder is found wherever it is in
+    the file: under a key such as ``"state_dict"``, behind ``module.`` or ``_orig_mod.``, as
+    ``encoder_q`` of a model, as ``0`` of ``Sequential(backbone, head)``. Of a query and a momentum
+    encoder, the query encoder is taken. When the file does not fit, nothing is loaded, and the
+    error names what is missing, what the encoder has not, and what is of another shape.
 
     A pickled file is read with ``weights_only=True``: no code in it is run. A file named
     ``*.safetensors`` is read by the package safetensors, an extra of this one.
 
     Args:
         backbone: The same network: `slow_r50` or `slow_resnet` of the same depth for the first two
-            libraries, the encoder of the same name for torchvision.
+            libraries, the encoder of the same name for torchvision, ``s3d(norm_eps=1e-5)`` for
+            CoCLR.
         path: The ``.pyth``, ``.pth`` or ``.safetensors`` file.
         prefix: Which encoder, when the file has several that fit. The error names their prefixes.
 
@@ -90,7 +110,7 @@ def load_weights(
 
     Raises:
         ValueError: The file is damaged, holds other things than tensors and plain values, another
-            network, or several encoders that fit.
+            network, or several encoders that fit; or it is CoCLR's and ``norm_eps`` is not.
         ImportError: A ``.safetensors`` file, and the package is not installed.
 
     Example:
@@ -98,35 +118,51 @@ def load_weights(
         >>> report = load_weights(slow_r50(), path)  # doctest: +SKIP
 
     Source:
-        Names: github.com/facebookresearch/SlowFast, github.com/facebookresearch/pytorchvideo and
-        github.com/pytorch/vision.
+        Names: github.com/facebookresearch/SlowFast, github.com/facebookresearch/pytorchvideo,
+        github.com/pytorch/vision and github.com/TengdaHan/CoCLR.
     """
     path = os.fspath(path)
-    tensors, expected = dict(_tensors(_read(path))), backbone.state_dict()
+    module = backbone.module if isinstance(backbone, _Adapted) else backbone
+    tensors, expected = dict(_tensors(_read(path))), module.state_dict()
     if not tensors:
         raise ValueError(f"`path` {path!r} must hold a state dict, by itself or under a key")
     prefix = _find_prefix(tensors, expected, path) if prefix is None else prefix
-    inside = [name for name in tensors if name.startswith(prefix)]
-    ours = [_ours(name[len(prefix) :], expected) for name in inside]
-    names = {our: name for our, name in zip(ours, inside, strict=True) if our}  # of the file
+    inside = {
+        name: _ours(name[len(prefix) :], expected) for name in tensors if name.startswith(prefix)
+    }
+    names = {our: name for name, our in inside.items() if our}  # of the file
     missing = [name for name in expected if name not in names]
-    shared = [name for name in expected if name in names]
+    lost = [name for name in missing if not name.endswith("num_batches_tracked")]
+    shared = {our: tensors[name] for our, name in names.items() if our in expected}
     problems = {
-        "missing in the file": [n for n in missing if not n.endswith("num_batches_tracked")],
+        "missing in the file": lost,
         "not in the backbone": [name for our, name in names.items() if our not in expected],
         "of another shape": [
-            f"{n} {tuple(tensors[names[n]].shape)} instead of {tuple(expected[n].shape)}"
-            for n in shared
-            if tensors[names[n]].shape != expected[n].shape
+            f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+            for name, tensor in shared.items()
+            if tensor.shape != expected[name].shape
         ],
     }
+    if lost:  # the lost may be there by a name that nobody knows, beside what has its own
+        parts = {name.partition(".")[0] for name in expected}
+        problems["not in the backbone"] += [
+            name
+            for name, our in inside.items()
+            if not our and name[len(prefix) :].partition(".")[0] in parts
+        ]
     if any(problems.values()):
         raise ValueError(
             f"`path` {path!r} holds another network than `backbone`"
             + (f" under {prefix!r}; " if prefix else "; ")
             + "; ".join(f"{_summary(names)} {what}" for what, names in problems.items() if names)
         )
-    backbone.load_state_dict({n: tensors[names[n]] for n in shared}, strict=False)
+    eps = {norm.eps for norm in module.modules() if isinstance(norm, nn.BatchNorm3d)}
+    if f"{prefix}block1.0.bn1.weight" in tensors and eps != {1e-5}:
+        raise ValueError(
+            f"`path` {path!r} is of CoCLR, whose batch norms add 1e-5 to the variance, which no "
+            "file tells: build the backbone by `s3d(norm_eps=1e-5)`"
+        )
+    module.load_state_dict(shared, strict=False)
     used = set(names.values())
     return LoadReport(missing, [name for name in tensors if name not in used], prefix)
 
@@ -141,8 +177,11 @@ def _find_prefix(names: Iterable[str], expected: Mapping[str, Tensor], path: str
                 known[name[:start]] += our in expected
     # Of another network no name may be known; the error then says what it has.
     counts = known if any(known.values()) else alike
+    # A query encoder that lacks a block is an error, and the momentum encoder no way out.
+    own = {prefix: n for prefix, n in counts.items() if not _OTHERS.search(prefix)}
+    if own and 2 * max(own.values()) >= max(counts.values()):
+        counts = Counter(own)
     best = [prefix for prefix in counts if counts[prefix] == max(counts.values())]
-    best = [prefix for prefix in best if not _AVERAGED.search(prefix)] or best
     if len(best) > 1:
         raise ValueError(
             f"`path` {path!r} holds several encoders that fit; choose one with `prefix`, of {best}"

@@ -1,5 +1,6 @@
 """Reading of real videos."""
 
+from iivcl.data._ava import ActionBoxes, read_ava_actions, read_ava_boxes, read_ava_keyframes
 from iivcl.data._container import DecodeError
 from iivcl.data._dataset import VideoClips, collate_clips
 from iivcl.data._failures import Failure
@@ -21,6 +22,7 @@ from iivcl.data._tar_clips import TarClips
 from iivcl.data._video import Video, VideoInfo
 
 __all__ = [
+    "ActionBoxes",
     "ClipRecipe",
     "DecodeError",
     "Failure",
@@ -36,6 +38,9 @@ __all__ = [
     "open_video",
     "probe",
     "random_clip_starts",
+    "read_ava_actions",
+    "read_ava_boxes",
+    "read_ava_keyframes",
     "read_clips",
     "read_diving48_split",
     "read_hmdb51_split",

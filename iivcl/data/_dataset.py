@@ -20,7 +20,7 @@ from iivcl.data._draws import Draws
 from iivcl.data._failures import Failure
 from iivcl.data._manifest import Manifest, as_manifest
 from iivcl.data._open_video import open_video
-from iivcl.data._readings import OnError, Readings, Shared
+from iivcl.data._readings import OnError, Readings, Shared, Skipped
 from iivcl.data._recipe import ClipRecipe, check_recipe
 
 __all__ = ["VideoClips", "collate_clips"]
@@ -42,10 +42,10 @@ class VideoClips(Dataset[Any]):
             ``augment.RandomResizedCrop(112)``.
         on_error: What happens when a video cannot be read. ``"raise"`` raises the `DecodeError`.
             ``"substitute"`` returns another video, drawn from (``seed``, epoch, index), with the
-            other's index, and raises after 10 that cannot be read either. ``"skip"`` returns None,
-            which is left out of a DataLoader's batch (in a ``ConcatDataset``, by `collate_clips`):
-            the number of batches stays, and one of them is smaller. The length of the dataset never
-            changes, so ranks stay in step.
+            other's index, and raises after 10 that cannot be read either. ``"skip"`` returns a
+            false value, which is left out of a DataLoader's batch (in a ``ConcatDataset``, by
+            `collate_clips`): the number of batches stays, and one of them is smaller. The length of
+            the dataset never changes, so ranks stay in step.
         failure_log: File to which every failure is appended as a JSON line; a temporary one that
             goes with the dataset when None.
         seed: Seed of the clip starts, the substitutes and the transform.
@@ -198,7 +198,7 @@ def collate_clips(batch: Sequence[Any]) -> Any:
     `TarClips` with ``on_error="skip"`` needs it, and a `VideoClips` inside of a ``ConcatDataset``.
 
     Args:
-        batch: Samples of a dataset with ``on_error="skip"``; skipped ones are None.
+        batch: Samples of a dataset with ``on_error="skip"``; None counts as skipped.
 
     Returns:
         The batch of the other samples.
@@ -219,7 +219,7 @@ def collate_clips(batch: Sequence[Any]) -> Any:
 
 def _checked(batch: Sequence[Any]) -> list[Any]:
     """Leave out what was skipped, and say what to do about clips that cannot be stacked."""
-    samples = [sample for sample in batch if sample is not None]
+    samples = [sample for sample in batch if not isinstance(sample, (Skipped, type(None)))]
     if not samples:
         raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
     clips = [sample[0] for sample in samples if isinstance(sample, tuple)]

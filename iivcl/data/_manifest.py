@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice
+from iivcl._checks import check_choice, check_number
 from iivcl.data._container import StrPath
 from iivcl.data._find_videos import find_videos
 from iivcl.data._pictures import natural_key
@@ -111,6 +111,7 @@ class Manifest(NamedTuple):
         Example:
             See `Manifest`.
         """
+        check_number("share", share)
         if not 0 < share < 1:
             raise ValueError(f"`share` must be in (0, 1); got {share}")
         _, group, size = torch.unique(self.ids, return_inverse=True, return_counts=True)

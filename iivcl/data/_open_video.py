@@ -65,7 +65,7 @@ def open_video(
         (12.0, 1.9166666666666667, torch.Size([1, 3, 2, 48, 48]))
     """
     check_choice("keep_index", keep_index, get_args(IndexPlace))
-    check_at_least(1, num_threads=num_threads)
+    check_at_least(1, num_threads=num_threads, num_frames=1 if num_frames is None else num_frames)
     if isinstance(video, (np.ndarray, Tensor)):
         return open_array(np.asarray(video.cpu() if isinstance(video, Tensor) else video), name)
     if isinstance(video, bytes):

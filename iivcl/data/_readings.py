@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -41,6 +40,25 @@ class Shared:
         return copy
 
 
+class Skipped(Sequence[Any]):
+    """What stands for a sample that cannot be read: false, and only `collate_clips` takes it."""
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        """Loaders without batches make copies, as of any sequence."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __len__(self) -> int:  # which PyTorch asks of every sample that it collates
+        raise ValueError(
+            "a video that cannot be read was skipped, as `failures()` tells; to leave it out of "
+            "the batch, give the DataLoader `collate_fn=iivcl.data.collate_clips`"
+        )
+
+    def __getitem__(self, index: Any) -> Any:
+        raise IndexError(index)
+
+
 class Readings:
     """The epoch, the log of failures and the watch for crashes of one dataset.
 
@@ -62,7 +80,7 @@ class Readings:
 
     def set_epoch(self, epoch: int, num_samples: int) -> None:
         """Choose the epoch, in running workers as well, and sum up the failures of the last."""
-        check_at_least(0, epoch=operator.index(epoch))
+        check_at_least(0, epoch=epoch)
         self.failures.summarise(self.epoch, num_samples)
         self._epoch.values.fill_(epoch)
 
@@ -82,7 +100,7 @@ class Readings:
                 self.record(index, path, str(error))
                 last = error
         if self._on_error == "skip":
-            return None
+            return Skipped()
         assert last is not None  # there is at least one sample to try
         raise last
 

@@ -72,8 +72,9 @@ class ClipRecipe:
     keep_index: IndexPlace = "memory"
 
     def __post_init__(self) -> None:
-        step = self.stride_seconds if self.stride is None else self.stride
-        if step is None or None not in (self.stride, self.stride_seconds):
+        both = {"stride": self.stride, "stride_seconds": self.stride_seconds}
+        given = {name: value for name, value in both.items() if value is not None}
+        if len(given) != 1:
             raise ValueError(
                 f"exactly one of `stride` and `stride_seconds` must be given; "
                 f"got {self.stride} and {self.stride_seconds}"
@@ -81,7 +82,7 @@ class ClipRecipe:
         if isinstance(self.sampling, str):
             check_choice("sampling", self.sampling, tuple(_SAMPLERS))
         check_choice("short", self.short, get_args(ShortPolicy))
-        check_clip(self.num_frames, step, self.clips_per_video)
+        check_clip(self.num_frames, self.clips_per_video, **given)
         check_reading(self.short_side, self.pixels)
         check_choice("keep_index", self.keep_index, get_args(IndexPlace))
 

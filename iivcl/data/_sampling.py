@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, get_args
@@ -71,7 +70,8 @@ def random_clip_starts(
     """
     num_starts = _num_starts(video_frames, num_frames, stride, clips_per_video)
     check_positive("power", power)
-    if min_gap < 0 or (max_gap is not None and max_gap < min_gap):
+    check_at_least(0, min_gap=min_gap, max_gap=0 if max_gap is None else max_gap)
+    if max_gap is not None and max_gap < min_gap:
         raise ValueError(
             f"`min_gap` and `max_gap` must satisfy 0 <= min_gap <= max_gap; "
             f"got {min_gap} and {max_gap}"
@@ -223,16 +223,16 @@ def _draw_gap(
     return int(torch.multinomial(weights, 1, generator=generator))
 
 
-def check_clip(num_frames: int, stride: float, clips_per_video: int) -> None:
-    """Check the numbers that say what a clip is."""
+def check_clip(num_frames: int, clips_per_video: int, **stride: float) -> None:
+    """Check the numbers that say what a clip is; the stride has the name of its unit."""
     check_at_least(1, num_frames=num_frames, clips_per_video=clips_per_video)
-    if not (hasattr(stride, "__float__") and 0 < stride < math.inf):
-        raise ValueError(f"`stride` must be above 0 and finite; got {stride!r}")
+    for name, value in stride.items():
+        check_positive(name, value)
 
 
 def _num_starts(video_frames: int, num_frames: int, stride: float, clips_per_video: int) -> int:
     """Count the starts at which a clip fits, at least 1."""
-    check_clip(num_frames, stride, clips_per_video)
+    check_clip(num_frames, clips_per_video, stride=stride)
     check_at_least(1, video_frames=video_frames)
     span = int(_offsets(num_frames, stride)[-1]) + 1
     return max(video_frames - span, 0) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from iivcl._checks import check_at_least, check_within
 from iivcl.data._figures import FIGURE_MOTIONS, render_figure
 from iivcl.data._shapes import SHAPE_MOTIONS, render_shape
 
@@ -103,13 +105,15 @@ def make_synthetic_videos(
     if kind not in _KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(_KINDS)}; got {kind!r}")
     motions, render = _KINDS[kind]
-    if not 2 <= num_classes <= len(motions):
+    check_at_least(2, num_classes=num_classes, num_frames=num_frames)
+    check_at_least(1, num_videos=num_videos, takes=takes, fps=fps)
+    check_at_least(0, seed=seed)
+    check_at_least(16, size=size)
+    check_within(1, math.inf, imbalance=imbalance)
+    if num_classes > len(motions):
         raise ValueError(f"`num_classes` must be in [2, {len(motions)}]; got {num_classes}")
-    if size < 16 or size % 2:
-        raise ValueError(f"`size` must be even and at least 16; got {size}")
-    for name, least in {"num_videos": 1, "takes": 1, "imbalance": 1, "num_frames": 2}.items():
-        if not recipe[name] >= least:  # not a number neither
-            raise ValueError(f"`{name}` must be at least {least}; got {recipe[name]}")
+    if size % 2:
+        raise ValueError(f"`size` must be even; got {size}")
 
     root = Path(root)
     if root.exists():

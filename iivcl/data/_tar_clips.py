@@ -62,7 +62,8 @@ class TarClips(IterableDataset[Any]):
             shards are read once.
         on_error: What happens when a video cannot be read: ``"raise"`` raises the `DecodeError`;
             ``"substitute"`` returns the next sample of the order that can be read, and raises
-            after 10 that cannot; ``"skip"`` returns None, which `collate_clips` leaves out.
+            after 10 that cannot; ``"skip"`` gives a false value, which `collate_clips`
+            leaves out.
         failure_log: File to which every failure is appended as a JSON line.
         seed: Seed of the order, the clip starts and the transform.
         id_offset: Added to the index that is returned, so that indices of several datasets differ.
@@ -127,7 +128,9 @@ class TarClips(IterableDataset[Any]):
         self._id_offset = id_offset
         self._rank = distributed.rank() if rank is None else rank
         self._world_size = distributed.world_size() if world_size is None else world_size
-        if not 0 <= self._rank < self._world_size:
+        check_at_least(0, rank=self._rank)
+        check_at_least(1, world_size=self._world_size)
+        if self._rank >= self._world_size:
             raise ValueError(
                 f"`rank` must be in [0, `world_size`); got {self._rank} and {self._world_size}"
             )
@@ -173,7 +176,8 @@ class TarClips(IterableDataset[Any]):
             start: Samples of this rank to pass over, without decoding them: those that the run had
                 seen when its checkpoint was written.
         """
-        if not 0 <= start <= len(self):
+        check_at_least(0, start=start)
+        if start > len(self):
             raise ValueError(f"`start` must be in [0, {len(self)}]; got {start}")
         self._readings.set_epoch(epoch, len(self))
         self._start.values.fill_(start)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iivcl._checks import check_at_least, check_within
 from iivcl.evaluation._rows import (
     Average,
     check_ks,
@@ -61,8 +63,8 @@ def fit_linear_probe(
         tensor([0, 1])
     """
     check_labeled("features", features, "N D", "labels", labels)
-    if weight_decay < 0:
-        raise ValueError(f"`weight_decay` must be at least 0; got {weight_decay}")
+    check_within(0, math.inf, weight_decay=weight_decay)
+    check_at_least(1, max_iterations=max_iterations)
     labels = labels.long()
     sound = features.isfinite().all(dim=1)
     rows = rows_that_count("features", sound, "labels", labels, num_classes)

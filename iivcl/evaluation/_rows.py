@@ -9,7 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice, check_embeddings, check_ids, check_same_device
+from iivcl._checks import (
+    check_at_least,
+    check_choice,
+    check_embeddings,
+    check_ids,
+    check_same_device,
+    is_integer,
+)
 
 Average = Literal["videos", "classes"]
 
@@ -23,6 +30,7 @@ def check_labeled(name: str, rows: Tensor, pattern: str, labels_name: str, label
 
 def check_labels(name: str, labels: Tensor, num_classes: int | None = None) -> None:
     """Check that labels name a class, or are -1."""
+    check_at_least(1, num_classes=1 if num_classes is None else num_classes)
     high = torch.iinfo(torch.int64).max if num_classes is None else num_classes
     wrong = labels[(labels < -1) | (labels >= high)]
     if len(wrong):
@@ -32,7 +40,7 @@ def check_labels(name: str, labels: Tensor, num_classes: int | None = None) -> N
 
 def check_ks(name: str, ks: Sequence[int], most: int, what: str) -> None:
     """Check numbers of neighbours or classes."""
-    if not (isinstance(ks, Sequence) and ks and all(hasattr(k, "__index__") for k in ks)):
+    if not (isinstance(ks, Sequence) and ks and all(map(is_integer, ks))):
         raise TypeError(f"`{name}` must be a sequence of integers, such as (1, 5); got {ks!r}")
     for k in ks:
         if not 1 <= k <= most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from iivcl._checks import (
     check_same_device,
     check_shape,
     check_temperature,
+    check_within,
     normalize_alike,
 )
 from iivcl._precision import without_autocast
@@ -48,8 +50,8 @@ class IIVCLLoss(nn.Module):
     For a query q, the keys k_1..k_P of other clips of its video, and a queue Q of past keys::
 
         intra    positives k_1..k_P, negatives the rows of Q of other videos
-        inter    positives the num_neighbors rows of Q nearest to the key, negatives the other rows
-                 of Q of other videos
+        inter    positives the num_neighbors rows of Q nearest to the key,
+                 negatives the other rows of Q of other videos
         loss     intra + inter_weight * inter
 
     Both are multi-positive InfoNCE losses of one ``form`` (`multi_positive_info_nce` has the
@@ -103,6 +105,7 @@ class IIVCLLoss(nn.Module):
         super().__init__()
         check_at_least(0, num_neighbors=num_neighbors, min_age=min_age)
         check_temperature(temperature)
+        check_within(0, math.inf, inter_weight=inter_weight)
         check_choice("form", form, FORMS)
         check_chunk_size(chunk_size)
         self.num_neighbors, self.min_age = num_neighbors, min_age

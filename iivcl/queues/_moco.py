@@ -169,6 +169,7 @@ class MoCoQueue(nn.Module):
             >>> queue.candidates(torch.tensor([7])).log_sum_exp(torch.tensor([[0.0, 1.0]]))
             tensor([1.])
         """
+        check_at_least(0, min_age=min_age)
         rows = self.valid if min_age == 0 else self.valid & (self.ages >= min_age)
         return Candidates(self.keys, rows, ids=self.ids, query_ids=ids, normalized=True)
 

@@ -80,7 +80,6 @@ class NNSupportQueue(MoCoQueue):
         check_at_least(1, k=k)
         if k > rows:
             raise ValueError(f"`k` must be in [1, {rows}], the size of the queue; got {k}")
-        check_at_least(0, min_age=min_age)
         query = unit_rows(query.float())
         similarity, indices = placement.search(query, self.candidates(ids, min_age=min_age), k)
         valid = similarity > -torch.inf  # nor is NaN, of a query that is not finite

@@ -68,9 +68,9 @@ def exact_topk(
     check_embeddings("bank", bank, "M D", D=(query.shape[1], "query"))
     check_same_device("bank", bank, "query", query)
     rows = bank.shape[0]
-    if not 1 <= k <= rows:
+    check_at_least(1, k=k, chunk_size=1 if chunk_size is None else chunk_size)
+    if k > rows:
         raise ValueError(f"`k` must be in [1, {rows}], the number of rows of `bank`; got {k}")
-    check_at_least(1, chunk_size=1 if chunk_size is None else chunk_size)
     candidates = Candidates(bank)
     if mask is not None:
         of_rows, sizes = mask.ndim == 1, {"M": (rows, "bank"), "B": (query.shape[0], "query")}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
-from iivcl.augment._arguments import check_channels, check_statistics, check_video
+from iivcl.augment._arguments import check_channels, check_mean_std, check_statistics, check_video
 from iivcl.augment._engine import execute
 
 __all__ = [
@@ -68,9 +68,8 @@ def normalize(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> 
         >>> normalize(video, mean=[0.5], std=[0.25]).flatten()
         tensor([-2.,  0.,  2.])
     """
+    check_mean_std(mean, std)
     check_statistics(video, mean, std)
-    if min(std, default=1.0) <= 0:
-        raise ValueError(f"`std` must be above 0; got {tuple(std)}")
     return execute((ops.Normalize(tuple(mean), tuple(std)),), video)
 
 
