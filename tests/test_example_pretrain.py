@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from itertools import chain
@@ -365,7 +366,7 @@ def test_the_plan_of_a_large_run_is_what_the_script_calculates(
 ) -> None:
     root = EXAMPLES.parent
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    scale = pretraining.importlib.import_module("scale")
+    scale = importlib.import_module("scale")
     scale.main()
     tables = capsys.readouterr().out.strip().split("\n\n")
     page = (root / "docs" / "how-to" / "scale.md").read_text()
