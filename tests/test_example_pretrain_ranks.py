@@ -167,6 +167,17 @@ def of_two_ranks(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
+def test_gradients_of_a_step_in_parts_are_averaged_over_ranks() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    for number in (1.0, 2.0, 3.0, 4.0):  # of both ranks and parts
+        model(torch.full((1, 4), number)).square().sum().backward()
+    expected = [p.grad / 2 for p in model.parameters()]
+    for gradients in run_on_ranks(2, pretraining.gradients_of_parts):
+        for found in gradients:
+            torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_that_were_told_to_stop_go_on_bit_for_bit(name: str, of_two_ranks: Path) -> None:
     assert_same_run(of_two_ranks / f"{name} broken", of_two_ranks / name)
