@@ -265,7 +265,7 @@ def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
         for title, make in wanted:
             started = time.perf_counter()
             try:
-                with limited(args.compile_seconds if name in row.compiled else 0):
+                with limited(compile_seconds(args) if name in row.compiled else 0):
                     run = make()
                     values[title] = run()  # what is lazy happens here
                 runs[title] = run
@@ -278,7 +278,11 @@ def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
     if row.compare is not None:
         reference, *others = (name for name in runs if name not in row.other_values)
         for name in others:
-            row.compare(values[name], values[reference])
+            try:
+                row.compare(values[name], values[reference])
+            except AssertionError as error:  # a wrong result has no speed
+                del runs[name]
+                skipped[name] = f"differs from {reference}: {' '.join(str(error).split())[:200]}"
     times = take_turns(runs, device=args.device, seconds=args.seconds)
     compared = {
         own: {other: ratios(times, own, other) for other in runs if other != own} for own in runs
@@ -294,6 +298,12 @@ def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
         "skipped": skipped,
         "targets": [t._asdict() for t in row.targets],
     }
+
+
+def compile_seconds(args: argparse.Namespace) -> float:
+    """Give a compilation no more than what is left of the minutes for all."""
+    left = args.started + 60 * args.minutes - time.perf_counter()
+    return min(args.compile_seconds, max(left, 1.0))
 
 
 def captured(run: Run) -> Run:
@@ -406,9 +416,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.seconds = 0.0
-    started = time.perf_counter()
+    started = args.started = time.perf_counter()
     name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
-    out = args.out or RESULTS / f"gpu.{name.split()[-1].lower()}"
+    short_name = "-".join(name.lower().replace("nvidia", "").split())
+    out = args.out or RESULTS / f"gpu.{short_name}"
     torch.backends.cudnn.benchmark = True
     only = "" if len(args.only) == len(ROWS) else " --only " + " ".join(args.only)
     report: dict[str, Any] = {
@@ -422,7 +433,11 @@ def main() -> None:
             if time.perf_counter() - started > 60 * args.minutes:
                 print(f"no time is left for: {row.title}")
                 continue
-            report["results"].append(measure(row, args))
+            try:
+                report["results"].append(measure(row, args))
+            except Exception as error:  # the other rows are wanted all the same
+                print(f"failed: {row.title}: {type(error).__name__}: {error}", flush=True)
+                continue
             report["seconds"] = time.perf_counter() - started
             report["load"][1] = os.getloadavg()[0]
             report["targets"] = find_targets(report["results"])

@@ -140,9 +140,9 @@ def search_page(encoder: Path, videos: Path, width: int = 1000, height: int = 12
             resize(browser, (width, height))
             for scheme in ("light", "dark"):
                 prefer(browser, scheme)
-                shot = browser.get_screenshot_as_png()
-                to = ASSETS / f"search-{scheme}.webp"
-                Image.open(io.BytesIO(shot)).convert("RGB").save(to, quality=70, method=6)
+                shot = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+                shot = shot.crop((0, 0, width - 16, height))  # without the bar that scrolls
+                shot.save(ASSETS / f"search-{scheme}.webp", quality=70, method=6)
 
 
 def sheet(paths: list[Path], to: Path, columns: int = 8) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from _data import Batches
+from _data import Data
 from _features import Recipe, read_means
 from _optimizer import half_cosine, make_optimizer, set_rate
-from _resume import need, stay_alive
+from _resume import need
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from iivcl import augment, data
@@ -44,6 +43,14 @@ class TrainingViews:
         corner = torch.rand(2, len(clips)) * torch.stack([height - side, width - side])
         boxes = torch.stack([*corner.round(), side, side], dim=1).long()  # (V, 4)
         return self.after(augment.functional.crop_resize(clips, boxes, self.size))
+
+
+def training_recipe(args: argparse.Namespace, zoom: tuple[float, float]) -> Recipe:
+    """Take one clip with a random start, in as many pixels as the closest crop needs."""
+    return Recipe(
+        num_frames=args.frames, stride=args.stride, clips_per_video=1, short=args.short,
+        short_side=round(args.size * zoom[1]),
+    )  # fmt: skip
 
 
 def to_input(clips: Tensor) -> Tensor:
@@ -117,8 +124,8 @@ SGD: dict[str, Any] = {
 
 def sgd_settings(args: argparse.Namespace, videos: int) -> dict[str, Any]:
     """Spell out the protocol for a number of videos to train on."""
-    most = videos // world_size() * world_size()
-    batch_size = min(args.sgd_batch_size, most)
+    batch_size = min(args.sgd_batch_size, videos) // world_size() * world_size()
+    need(batch_size > 0, f"{videos} videos of the gallery are fewer than {world_size()} ranks")
     return {
         **SGD, "epochs": args.sgd_epochs, "warmup_epochs": args.sgd_epochs * 8 / 60,
         "batch_size": batch_size, "lr": args.sgd_lr * batch_size / 512,
@@ -141,46 +148,37 @@ def sgd_probe(
     """
     gallery = subset(videos, (~is_query).nonzero().flatten())
     setting = sgd_settings(args, len(gallery.paths))
-    recipe = Recipe(
-        num_frames=args.frames, stride=args.stride, clips_per_video=1, short=args.short,
-        short_side=math.ceil(args.size * ZOOM[1]),
-    )  # fmt: skip
-    clips = data.VideoClips(
-        gallery, recipe, transform=TrainingViews(args.size), on_error="substitute", seed=args.seed
-    )
-    order = argparse.Namespace(batch_size=setting["batch_size"], seed=args.seed, accumulate=1)
-    batches = Batches(len(gallery.paths), order)
-    loader = DataLoader(
-        clips, batch_sampler=batches, num_workers=args.workers, persistent_workers=args.workers > 0,
-        worker_init_fn=stay_alive, generator=torch.Generator(),
+    on_error = "raise" if args.on_error == "raise" else "substitute"
+    more = {"batch_size": setting["batch_size"], "accumulate": 1, "on_error": on_error}
+    loaded = Data(
+        argparse.Namespace(**vars(args) | more | {"data": Path(args.data)}),
+        videos=gallery, recipe=training_recipe(args, ZOOM), transform=TrainingViews(args.size),
     )  # fmt: skip
     models = classifiers(encoders, int(videos.labels.max()) + 1, args, device)
     heads = [p for model in models.values() for p in model.head.parameters()]
     groups = [{"params": heads, "scale": 1.0}]
     optimizer = make_optimizer(groups, "sgd", setting["lr"])
-    per_epoch, half = len(batches), args.precision != "float32"
+    half = args.precision != "float32"
     dtype = getattr(torch, args.precision) if half else None
-    total, warmup = (round(setting[n] * per_epoch) for n in ("epochs", "warmup_epochs"))
+    total, warmup = (round(setting[n] * loaded.steps) for n in ("epochs", "warmup_epochs"))
     bar = tqdm(total=total, desc="linear protocol", disable=rank() > 0, unit="step")
     for epoch in range(args.sgd_epochs):
-        clips.set_epoch(epoch)
-        batches.epoch = epoch
-        with clips.name_crashes():
-            for step, (views, _, labels, _) in enumerate(loader, epoch * per_epoch):
-                views, labels = to_input(views.flatten(0, 1).to(device)), labels.to(device)
-                set_rate(optimizer, half_cosine(step, total, warmup=warmup, lr=setting["lr"]))
-                losses = []
-                for model in models.values():
-                    with torch.no_grad(), torch.autocast(views.device.type, dtype, half):
-                        features = model.backbone(views).float()
-                    losses.append(F.cross_entropy(model.head(features), labels))
-                torch.stack(losses).sum().backward()  # of no head on the gradient of another
-                for p in heads if world_size() > 1 else ():
-                    dist.all_reduce(p.grad)
-                    p.grad /= world_size()
-                optimizer.step()
-                optimizer.zero_grad()
-                bar.update()
+        for step, (parts, _) in enumerate(loaded.steps_from(epoch, 0), epoch * loaded.steps):
+            views, _, labels, _ = (x.to(device, non_blocking=True) for x in parts[0])
+            views = to_input(views.flatten(0, 1))  # (B, 3, T, H, W)
+            set_rate(optimizer, half_cosine(step, total, warmup=warmup, lr=setting["lr"]))
+            losses = []
+            for model in models.values():
+                with torch.no_grad(), torch.autocast(views.device.type, dtype, half):
+                    features = model.backbone(views).float()  # (B, D)
+                losses.append(F.cross_entropy(model.head(features), labels))
+            torch.stack(losses).sum().backward()  # no head has a part in the loss of another
+            for p in heads if world_size() > 1 else ():
+                dist.all_reduce(p.grad)
+                p.grad /= world_size()
+            optimizer.step()
+            optimizer.zero_grad()
+            bar.update()
         bad = [n for n, m in models.items() if not m.head.weight.isfinite().all()]
         need(not bad, f"the linear protocol diverges on {', '.join(bad)}: give a smaller --sgd-lr")
     bar.close()

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torchvision
-from tqdm import tqdm
 
 import iivcl
 from iivcl.data import DecodeError
@@ -42,7 +41,8 @@ def start(train: Callable[[torch.device, dist.ProcessGroup], int], *errors: type
     try:
         status = train(device, dist.new_group(backend="gloo"))
     except (CheckpointError, DecodeError, OSError, *errors) as error:
-        tqdm.write(f"rank {rank()}: {cause(error)}", file=sys.stderr)  # below what is shown
+        # On a line of its own, below the bar.
+        print(f"\nrank {rank()}: {cause(error)}", file=sys.stderr, flush=True)
         return 1
     dist.destroy_process_group()
     return status

@@ -26,9 +26,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from _checkpoints import Run, encoder_weights, publish, resume, save, seed_rank
-from _classify import ZOOM, Classifier, TrainingViews, to_input, width_of
+from _classify import ZOOM, Classifier, TrainingViews, to_input, training_recipe, width_of
 from _data import Data
-from _features import Recipe, absolute, open_encoder, parts, saved_with
+from _features import absolute, open_encoder, parts, saved_with
 from _optimizer import (
     average_gradients,
     drops,
@@ -203,10 +203,7 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
     videos = Videos(args)
     backbone, about_encoder = open_encoder(args.checkpoint, args)
     args.weights = about_encoder["weights_sha256"]  # a run goes on with the weights it began with
-    recipe = Recipe(
-        num_frames=args.frames, stride=args.stride, clips_per_video=1, short=args.short,
-        short_side=round(args.size * args.zoom[1]),
-    )  # fmt: skip
+    recipe = training_recipe(args, args.zoom)
     views = TrainingViews(args.size, zoom=args.zoom, flip=args.flip, magnitude=args.rand_augment)
     signals = Signals()
     loaded = Data(args, videos=videos.train, recipe=recipe, transform=views)

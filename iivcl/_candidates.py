@@ -121,7 +121,7 @@ class Candidates(NamedTuple):
         return keys if self.normalized else unit_rows(keys)
 
     def dropped(self, span: slice) -> Tensor | None:
-        """Mark which of the keys ``span`` do not count, (B, c) or (1, c) bool; None: all count."""
+        """Mark which keys ``span`` do not count but for `without`, (B, c) or (1, c); None: none."""
         parts: list[Tensor] = []
         if self.rows is not None:
             parts.append(~self.rows[None, span])
@@ -130,8 +130,6 @@ class Candidates(NamedTuple):
             parts.append(~pairs if pairs.dtype == torch.bool else pairs <= 0)
         if self.query_ids is not None and self.ids is not None:
             parts.append(self.query_ids[:, None] == self.ids[None, span])
-        if self.without is not None:
-            parts.append(_one_hot(self.without - span.start, span.stop - span.start))
         return functools.reduce(torch.logical_or, parts) if parts else None
 
     def allowed(self, rows: Tensor, queries: slice = slice(None)) -> Tensor:
@@ -147,18 +145,33 @@ class Candidates(NamedTuple):
 
     def _logits(self, query: Tensor, keys: Tensor, span: slice, nothing: float) -> Tensor:
         """Multiply the queries with ``keys``, which are those of ``span``, (B, c)."""
-        logits = query @ keys.T
-        dropped = self.dropped(span)
+        which = self
+        if self.rows is not None and self.normalized and nothing == -torch.inf:
+            bias = self.rows[span].log().to(query.dtype)  # of the product: 0 or -inf
+            logits, which = torch.addmm(bias, query, keys.T), self._replace(rows=None)
+        else:
+            logits = query @ keys.T
+        dropped = which.dropped(span)
         if self.pairs is not None and self.pairs.is_floating_point() and dropped is not None:
             factors = self.pairs[:, span].to(logits.dtype).masked_fill(dropped, 1.0)
             logits = logits.add_(factors.log())
-        return logits if dropped is None else logits.masked_fill_(dropped, nothing)
+        if dropped is not None:
+            logits = logits.masked_fill_(dropped, nothing)
+        if self.without is not None:  # added, for a row may be named twice
+            places = self.without - span.start if span.start else self.without
+            inside = places.clamp(0, span.stop - span.start - 1)
+            bias = (inside != places).log().to(logits.dtype)
+            if nothing > -torch.inf:
+                bias = bias.clamp_(min=nothing)
+            logits.scatter_add_(1, inside, bias)
+        return logits
 
     def _chunk_log_sum_exp(self, query: Tensor, span: slice) -> Tensor:
         if span.start == span.stop:
             return query.new_full(query.shape[:1], NO_LOGIT)
         keys = self.chunk(span, query.dtype)
-        return self._logits(query, keys, span, NO_LOGIT).logsumexp(1)
+        value = self._logits(query, keys, span, NO_LOGIT).logsumexp(1)
+        return value.masked_fill(value <= NO_LOGIT, NO_LOGIT)  # without a gradient
 
     def _check(self, query: Tensor) -> None:
         check_embeddings("keys", self.keys, "M D")
@@ -206,12 +219,6 @@ def spans(keys: int, chunk_size: int) -> Iterator[slice]:
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call ``function`` and keep nothing but its arguments for the backward pass."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-
-
-def _one_hot(places: Tensor, width: int) -> Tensor:
-    """Mark columns ``places`` (B, E) in a (B, width) bool matrix, skipping those out of range."""
-    marks = torch.zeros(places.shape[0], width + 2, dtype=torch.bool, device=places.device)
-    return marks.scatter_(1, places.clamp(-1, width) + 1, True)[:, 1:-1]
 
 
 # --- the operator: one opaque node in a compiled graph, however many chunks there are ------------
@@ -283,9 +290,12 @@ class _Once(torch.autograd.Function):
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor, _: object) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 10
     query, slope = ctx.saved_tensors
     gradient = grad[:, None] * slope
     if torch.is_grad_enabled():

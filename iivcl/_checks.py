@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from iivcl import _engine
 
@@ -175,10 +176,40 @@ def unit_rows(rows: Tensor) -> Tensor:
     if rows.dtype == torch.float64:  # whose squares need more; no part of the derivative
         largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
         rows = rows / largest.clamp(min=tiny)
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
     if rows.requires_grad:  # whose gradient is finite for a row of zeros, too
-        return rows.div(length.masked_fill(length == 0, 1.0)).to(rows.dtype)
+        is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        is_dual = forward_ad.unpack_dual(rows).tangent is not None  # type: ignore[no-untyped-call]
+        unit: Tensor = (_unit if is_traced or is_dual else _Unit.apply)(rows)[0]
+        return unit
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
     return rows.div(length.clamp(min=tiny)).to(rows.dtype)
+
+
+def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Give ``x / |x|`` and ``|x|``, which is 1 for a row of zeros."""
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
+    length = length.masked_fill(length == 0, 1.0)
+    return rows.div(length).to(rows.dtype), length
+
+
+class _Unit(torch.autograd.Function):
+    """`_unit` with half as many operations backward: a projection, ``(g - u (u . g)) / |x|``."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+        unit, length = _unit(rows)
+        ctx.save_for_backward(unit, length)
+        ctx.set_materialize_grads(False)
+        return unit, length
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, of_length: Tensor | None) -> Any:
+        unit, length = ctx.saved_tensors
+        grad = torch.zeros_like(unit) if grad is None else grad
+        along = (unit * grad).sum(-1, keepdim=True)
+        if of_length is not None:  # of a second derivative
+            along = along - of_length * length
+        return torch.addcmul(grad, unit, along, value=-1).div(length).to(unit.dtype)
 
 
 def _is_at_hand(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from iivcl import _engine
 from iivcl._checks import (
     check_at_least,
     check_choice,
@@ -264,7 +265,11 @@ def _lerp_(pairs: list[tuple[Tensor, Tensor]], weight: float | Tensor) -> None:
         by_dtype[t.dtype].append((t, s))
     for dtype, group in by_dtype.items():
         targets, sources = [t for t, _ in group], [s.to(dtype) for _, s in group]
-        if isinstance(weight, Tensor):
-            torch._foreach_lerp_(targets, sources, [weight.to(dtype)] * len(group))
-        else:
+        if not isinstance(weight, Tensor):
             torch._foreach_lerp_(targets, sources, weight)
+        elif _engine.on_cpu(weight):
+            torch._foreach_lerp_(targets, sources, [weight.to(dtype)] * len(group))
+        else:  # whose only kernel for many tensors and one number in its memory is a product
+            steps = torch._foreach_sub(sources, targets)
+            torch._foreach_mul_(steps, weight.to(dtype))
+            torch._foreach_add_(targets, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -346,10 +347,13 @@ def test_drawing_is_one_call_and_few_operations(name: str) -> None:
     assert sum(operations.counts.values()) <= 20, operations.counts
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
-def test_a_compiled_preset_is_at_most_twelve_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Inductor schedules them on the CPU; for a GPU it joins some more."""
+def scheduled_kernels(
+    transform: augment.Compose, video: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> list[Any]:
+    """Kernels of the compiled transform, as Inductor schedules them on the CPU.
+
+    For a GPU it joins some more.
+    """
     from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
 
     class Scheduled(Exception):
@@ -363,17 +367,43 @@ def test_a_compiled_preset_is_at_most_twelve_kernels(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Scheduler, "codegen", stop_here)
     torch._dynamo.reset()
-    preset = augment.rho_moco(112)
-    video = make_video(2, 3, 8, 128, 170)
+    params = transform.make_params(video)
     caches_off = torch._inductor.config.patch(force_disable_caches=True)
     with caches_off, pytest.raises(Exception, match="Scheduled"):
-        torch.compile(preset.apply, fullgraph=True)(video, preset.make_params(video))
+        torch.compile(transform.apply, fullgraph=True)(video, params)
     torch._dynamo.reset()
-    kernels = [
+    return [
         node
         for node in scheduled
         if not (node.is_extern() or isinstance(node, NopKernelSchedulerNode))
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_colours_and_blur_are_four_passes_to_any_dtype_and_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The mean gray level, the chain of colours, a blur each way; the last writes the result."""
+    colours = augment.rho_moco(112)[2:-1]
+    normalize = augment.Normalize(
+        mean=(0.45,) * 3,
+        std=(0.225,) * 3,
+        dtype=torch.bfloat16,
+        memory_format=torch.channels_last_3d,
+    )
+    video = make_video(2, 3, 8, 112, 112)
+    kernels = scheduled_kernels(augment.Compose(*colours, normalize), video, monkeypatch)
+    sizes = [max(math.prod(out.node.get_size()) for out in node.get_outputs()) for node in kernels]
+    passes = [size for size in sizes if size >= video.numel() // 3]  # others are numbers of clips
+    assert 0 < len(passes) <= 4, kernels
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_a_compiled_preset_is_at_most_twelve_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    video = make_video(2, 3, 8, 128, 170)
+    kernels = scheduled_kernels(augment.rho_moco(112), video, monkeypatch)
     assert 0 < len(kernels) <= 12, kernels
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from adapted import image_resnet, timm_vit, v_jepa_2, video_mae
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
@@ -16,55 +17,6 @@ from iivcl.backbones import VideoEncoder, as_encoder, inflate, load_weights
 from iivcl.momentum import momentum_copy, momentum_update_
 
 VIDEO = (2, 3, 4, 32, 32)
-
-
-def video_mae() -> VideoEncoder:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.VideoMAEConfig(
-        image_size=32,
-        num_frames=4,
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    model = transformers.VideoMAEModel(config)
-    return as_encoder(model, feature_dim=24, strides=(2, 16), layout="BTCHW")
-
-
-def v_jepa_2() -> VideoEncoder:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.VJEPA2Config(
-        crop_size=32,
-        frames_per_clip=4,
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        mlp_ratio=2,
-        pred_hidden_size=24,
-        pred_num_attention_heads=2,
-        pred_num_hidden_layers=1,
-    )
-    model = transformers.VJEPA2Model(config).encoder
-    return as_encoder(model, feature_dim=24, strides=(2, 16), layout="BTCHW")
-
-
-def timm_vit() -> VideoEncoder:
-    timm = pytest.importorskip("timm")
-    options = {"pretrained": False, "img_size": 32, "num_classes": 0, "depth": 1}
-    model = timm.create_model("vit_tiny_patch16_224", global_pool="", **options)
-    options = {"feature_dim": 192, "strides": (1, 16), "layout": "BCHW"}
-    return as_encoder(model, pool="first", prefix_tokens=1, **options)
-
-
-def image_resnet() -> VideoEncoder:
-    model = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
-    return as_encoder(
-        nn.Sequential(*list(model.children())[:-2]),
-        feature_dim=512,
-        strides=(1, 32),
-        layout="BCHW",
-    )
 
 
 class Tokens(nn.Module):
@@ -172,8 +124,8 @@ def test_weights_of_an_adapted_module_load(tmp_path: Path) -> None:
 def test_a_renamed_block_of_an_adapted_module(tmp_path: Path) -> None:
     path = tmp_path / "own.pth"
     state = image_resnet().module.state_dict()
-    torch.save({name.replace("4.1.", "4.9."): value for name, value in state.items()}, path)
-    names = "(4.1.bn1.bias, 4.1.bn1.running_mean, 4.1.bn1.running_var, ...) missing in the file; "
+    torch.save({name.replace("4.0.", "4.9."): value for name, value in state.items()}, path)
+    names = "(4.0.bn1.bias, 4.0.bn1.running_mean, 4.0.bn1.running_var, ...) missing in the file; "
     names += "12 tensors (4.9.bn1.bias, 4.9.bn1.num_batches_tracked, 4.9.bn1.running_mean, ...) "
     with pytest.raises(
         ValueError, match=re.escape(f"`backbone`; 10 tensors {names}not in the backbone")

@@ -39,15 +39,17 @@ def operations() -> dict[str, Callable[[], object]]:
         ),
         "enqueue": lambda: queue.enqueue(key, ids),
         "momentum": lambda: momentum_update_(key_encoder, encoder, 0.99),
+        "momentum in a tensor": lambda: momentum_update_(key_encoder, encoder, torch.tensor(0.99)),
     }
 
 
 BUDGETS = {
-    "exact_topk": 20,
-    "nearest, ids": 28,
-    "loss with lookup, forward and backward": 161,  # dense torch without the lookup takes 67
+    "exact_topk": 13,
+    "nearest, ids": 24,
+    "loss with lookup, forward and backward": 90,  # dense torch without the lookup takes 67
     "enqueue": 16,
     "momentum": 2,
+    "momentum in a tensor": 4,  # three for all the weights together, and 1 - momentum
 }
 
 
@@ -64,6 +66,6 @@ def test_the_counter_opens_operators_and_passes_over_views() -> None:
     queue = NNSupportQueue(8, 3)
     queue.enqueue(rows)
     opened = count(lambda: queue.candidates().log_sum_exp(rows, chunk_size=8))
-    assert opened["matmul"] + opened["mm"] == 1
+    assert opened["addmm"] == 1
     twice = count(lambda: queue.candidates().log_sum_exp(rows, chunk_size=4))
-    assert twice["matmul"] + twice["mm"] == 2
+    assert twice["addmm"] == 2

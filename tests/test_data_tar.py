@@ -448,6 +448,7 @@ def test_archive_that_vanishes_has_its_error(tmp_path: Path, video: bytes) -> No
     assert dataset.path(3) == str(shard)
 
 
+@pytest.mark.slow
 def test_ranks_are_those_of_the_process_group(folder: Path) -> None:
     parts = run_on_ranks(2, places_in_shards, folder)
     for rank, part in enumerate(parts):

@@ -28,6 +28,11 @@ LOOKUPS = {2: [(3, 0, False), (9, 1, True)], 4: [(2, 0, True)]}  # k, min_age, u
 SHARED = ("gather", "shard")
 
 
+def on(world: int, *values: Any) -> Any:
+    """Give the arguments of a case; four processes take long to start."""
+    return pytest.param(world, *values, marks=[pytest.mark.slow] if world == 4 else [])
+
+
 def jobs(world: int) -> list[tuple[Any, ...]]:
     return [
         (workers.collectives,),
@@ -102,7 +107,7 @@ def test_without_a_process_group_all_queues_are_the_plain_one(distribution: Any)
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [on(2), on(4)])
 def test_collectives(world: int, on_ranks: Ranks) -> None:
     results = on_ranks(world, workers.collectives)
     expected = torch.cat([torch.full((r + 1, 2), float(r)) for r in range(world)])
@@ -121,7 +126,7 @@ def test_collectives(world: int, on_ranks: Ranks) -> None:
     assert shuffled_rows != everything
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [on(2), on(4)])
 def test_shuffling_batches_of_different_sizes_raises_on_every_rank(
     world: int, on_ranks: Ranks
 ) -> None:
@@ -132,7 +137,7 @@ def test_shuffling_batches_of_different_sizes_raises_on_every_rank(
     assert on_ranks(world, workers.uneven_shuffle) == [[message, message]] * world
 
 
-@pytest.mark.parametrize(("world", "uneven"), [(2, False), (2, True), (4, True)])
+@pytest.mark.parametrize(("world", "uneven"), [on(2, False), on(2, True), on(4, True)])
 def test_gathered_queues_are_the_single_process_queue_bit_for_bit(
     world: int, uneven: bool, on_ranks: Ranks
 ) -> None:
@@ -159,7 +164,7 @@ def test_queues_out_of_step_are_noticed(on_ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "lookup"), [(world, lookup) for world in LOOKUPS for lookup in LOOKUPS[world]]
+    ("world", "lookup"), [on(world, lookup) for world in LOOKUPS for lookup in LOOKUPS[world]]
 )
 def test_sharded_lookup_is_the_lookup_in_all_rows_bit_for_bit(
     world: int, lookup: tuple[int, int, bool], on_ranks: Ranks
@@ -226,7 +231,7 @@ def step_in_one_process(
 
 @pytest.mark.parametrize("distribution", SHARED)
 @pytest.mark.parametrize(
-    ("world", "loss"), [(world, loss) for world in LOSSES for loss in LOSSES[world]]
+    ("world", "loss"), [on(world, loss) for world in LOSSES for loss in LOSSES[world]]
 )
 def test_loss_and_gradient_are_those_of_one_process_on_the_whole_batch(
     distribution: str, world: int, loss: tuple[dict[str, Any], bool], on_ranks: Ranks
@@ -241,7 +246,7 @@ def test_loss_and_gradient_are_those_of_one_process_on_the_whole_batch(
 
 
 @pytest.mark.parametrize("distribution", SHARED)
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [on(2), on(4)])
 def test_a_learned_temperature_has_the_gradient_of_one_process(
     distribution: str, world: int, on_ranks: Ranks
 ) -> None:

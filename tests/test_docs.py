@@ -67,7 +67,11 @@ def test_every_public_name_has_a_runnable_example() -> None:
     assert without - results - bases == set()
 
 
-@pytest.mark.parametrize("path", MODULES)
+@pytest.mark.parametrize(
+    "path",
+    # Processes take long to start.
+    [pytest.param(m, marks=[pytest.mark.slow] if m == "iivcl.testing" else []) for m in MODULES],
+)
 def test_docstring_examples(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(path)

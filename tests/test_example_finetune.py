@@ -238,6 +238,7 @@ def test_training_views_are_squares_of_the_zoom() -> None:
         (["{encoder}", "{set}", "--dropout=1"], r"--dropout must be in \[0, 1\); got 1\.0$"),
         (["{encoder}", "{set}", "--zoom", "2", "1"], r"--zoom must rise from at least 1; got "),
         (["{encoder}", "{set}", "--out={folder}/set.csv/run"], r"Not a directory: "),
+        (["{encoder}", "{set}", "--out={folder}/old"], r"old holds a run: go on with --resume "),
     ],
 )  # fmt: skip
 def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
@@ -252,7 +253,9 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     plain = [row.rpartition(",")[0] for row in rows]
     (tmp_path / "plain.csv").write_text("\n".join(["path,label", *plain]))
     files = {name: tmp_path / f"{name}.csv" for name in ("set", "lacking", "plain")}
-    before = sorted(tmp_path.iterdir())
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
     given = [a.format(encoder=encoder, folder=tmp_path, **files) for a in arguments]
     with pytest.raises(SystemExit) as error:
         finetune(given[0], Path(given[1]), tmp_path / "run", *given[2:])
@@ -260,7 +263,7 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     assert error.value.code.startswith("error: ")
     assert len(error.value.code.splitlines()) == 1
     assert re.search(message, error.value.code), error.value.code
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_video_shorter_than_a_clip_is_an_error_by_name_where_that_is_asked(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from iivcl import _engine
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
 from iivcl.testing import run_on_ranks
 
@@ -166,6 +167,25 @@ def test_momentum_in_a_tensor_is_the_same_as_in_a_float(
     momentum_update_(one, source, momentum, buffers="average")
     momentum_update_(two, source, torch.tensor(momentum, dtype=dtype), buffers="average")
     assert_same_state(two, one)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.25, 0.999, 1.0])
+def test_momentum_in_a_tensor_on_an_accelerator(
+    momentum: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, source = momentum_copy(make_encoder()), make_encoder()
+    start, two = copy.deepcopy(one), copy.deepcopy(one)
+    momentum_update_(one, source, momentum)
+    monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
+    momentum_update_(two, source, torch.tensor(momentum))
+    for a, e in zip(two.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, e, rtol=3e-7, atol=3e-7)
+    if momentum == 1:
+        assert_same_state(two, start)
+    same = momentum_copy(source)
+    momentum_update_(same, source, torch.tensor(momentum))
+    for a, e in zip(same.parameters(), source.parameters(), strict=True):
+        assert torch.equal(a, e)
 
 
 def test_momentum_tensor_is_read_at_every_call() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
@@ -29,6 +30,10 @@ CLIP = {"num_frames": 2, "stride": 1.0, "clips_per_video": 2}
 SHARD = Path(__file__)  # of which only the name is looked at
 FUNCTIONAL = augment.functional
 SPLIT = backbones.SplitBatchNorm.convert_split_batchnorm
+ACTIONS = data.ActionBoxes(
+    [("a", 1.0)], torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.rand(1, 2), torch.rand(1)
+)
+TRUTH = ACTIONS._replace(actions=ACTIONS.actions > 0)
 STAGES = [nn.Sequential() for _ in range(4)]
 
 
@@ -83,6 +88,10 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
         backbones.ProjectionHead,
         {"in_dim": 4, "hidden_dim": 4, "out_dim": 4, "num_layers": 2},
     ),
+    "backbones.RoIActionHead": (
+        backbones.RoIActionHead,
+        {"in_dim": 4, "num_actions": 3, "stride": 16, "resolution": 7, "dropout": 0.5},
+    ),
     "backbones.SplitBatchNorm": (
         backbones.SplitBatchNorm,
         {"num_features": 4, "num_splits": 2, "eps": 1e-5, "momentum": 0.1},
@@ -108,6 +117,7 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
         {"tolerance": 0.1},
     ),
     "backbones.inflate": (partial(backbones.inflate, nn.Conv2d(1, 1, 1)), {"frames": 3}),
+    "backbones.s3d": (partial(on_meta, backbones.s3d), {"norm_eps": 1e-3}),
     "backbones.slow_r50": (
         partial(on_meta, backbones.slow_r50),
         {"res5_dilation": 1, "in_channels": 3},
@@ -155,7 +165,9 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
         partial(data.read_clips, FRAMES, [[0]]),
         {"short_side": 8, "num_threads": 1},
     ),
+    "data.read_ava_boxes": (partial(data.read_ava_boxes, os.devnull), {"num_actions": 3}),
     "data.uniform_clip_starts": (data.uniform_clip_starts, {"video_frames": 9, **CLIP}),
+    "evaluation.detection_map": (partial(evaluation.detection_map, ACTIONS, TRUTH), {"iou": 0.5}),
     "evaluation.fit_linear_probe": (
         partial(evaluation.fit_linear_probe, ROWS, LABELS),
         {"num_classes": 4, "weight_decay": 0.1, "max_iterations": 2},
@@ -224,8 +236,9 @@ FROM_ZERO = {"min_age", "seed", "id_offset", "epoch", "start", "rank", "num_ops"
 FROM_ZERO |= {"num_neighbors", "prefix_tokens", "shuffle_buffer", "min_gap", "max_gap"}
 TOO_LARGE = {
     "p": 1.5, "threshold": 1.5, "share": 1.0, "base": 1.5, "momentum": 1.5, "magnitude": 31,
-    "hue": 0.6, "rank": 1, "start": 5, "step": 10.0, "kernel_size": 4, "frames": 4, "depth": 34,
-    "res5_dilation": 3, "scale": (0.5, 1.5), "ratio": (1.0, 0.5), "sigma": (2.0, 1.0),
+    "hue": 0.6, "dropout": 1.5, "iou": 1.5, "rank": 1, "start": 5, "step": 10.0, "kernel_size": 4,
+    "frames": 4, "depth": 34, "res5_dilation": 3, "scale": (0.5, 1.5), "ratio": (1.0, 0.5),
+    "sigma": (2.0, 1.0),
 }  # fmt: skip
 ITEMS = [(name, parameter) for name, (_, right) in CALLS.items() for parameter in right]
 
@@ -274,7 +287,7 @@ def of_numpy(value: Any) -> Any:
 
 # A class of torch, a record, a place in a sequence, the size of a frame; frames and sizes at hand.
 OTHERS = ("PaddedConv3d", "VideoInfo", "Failure", ".path", ".output_size")
-FOUND = ("indices", "keyframes", "sizes")
+FOUND = ("classes", "exclusions", "indices", "keyframes", "sizes")
 
 
 def takes_number(annotation: str) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from iivcl import _engine
 from iivcl.losses import Candidates
-from iivcl.queues import _topk, exact_topk
+from iivcl.queues import _plan, _topk, exact_topk
+from iivcl.queues._halves import half_product, halves_of_keys, halves_of_queries, scale_of
 
 
 def check_topk(
@@ -62,13 +63,26 @@ def test_equals_brute_force(
     check_topk(query, bank, k, mask, exact_topk(query, bank, k, mask=mask, chunk_size=chunk_size))
 
 
-@pytest.fixture(params=["the CPU's form", "an accelerator's form"])
-def either_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param.startswith("an"):
+@pytest.fixture(params=["of the CPU", "of accelerators", "of tensor cores"])
+def any_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param != "of the CPU":
         monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
+    if request.param == "of tensor cores":
+        use_halves(monkeypatch)
 
 
-@pytest.mark.usefixtures("either_form")
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
+    use_halves(monkeypatch)
+
+
+def use_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_topk, "has_half_products", lambda tensor: True)
+    monkeypatch.setattr(_plan, "_HALVES_PAY", (1, 1))
+
+
+@pytest.mark.usefixtures("any_form")
 @pytest.mark.parametrize("rows", [4096, 5000, 16384 + 1, 70001])
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_equals_full_product_on_a_large_bank(rows: int, k: int) -> None:
@@ -79,7 +93,7 @@ def test_equals_full_product_on_a_large_bank(rows: int, k: int) -> None:
         check_topk(query, bank, k, m, exact_topk(query, bank, k, mask=m))
 
 
-@pytest.mark.usefixtures("either_form")
+@pytest.mark.usefixtures("any_form")
 @pytest.mark.parametrize("chunk_size", [None, 3000])
 @pytest.mark.parametrize("k", [1, 20])
 def test_rows_of_the_same_id_are_left_out(k: int, chunk_size: int | None) -> None:
@@ -90,6 +104,68 @@ def test_rows_of_the_same_id_are_left_out(k: int, chunk_size: int | None) -> Non
     others = Candidates(bank, ids=bank_ids, query_ids=query_ids, normalized=True)
     found = _topk.search(query, others, k, chunk_size=chunk_size)
     check_topk(query, bank, k, query_ids[:, None] != bank_ids, found)
+
+
+@pytest.mark.usefixtures("any_form")
+def test_any_number_of_the_nearest_rows_may_have_the_id_of_the_query() -> None:
+    query = F.normalize(torch.randn(3, 32), dim=1)
+    near = F.normalize(query[0] + 0.01 * torch.randn(5000, 32), dim=1)
+    bank = torch.cat([near, F.normalize(torch.randn(4000, 32), dim=1)])[torch.randperm(9000)]
+    is_near = bank @ query[0] > 0.9
+    assert is_near.sum() == 5000
+    bank_ids, query_ids = torch.where(is_near, 7, torch.arange(9000) + 10), torch.tensor([7, 8, 7])
+    others = Candidates(bank, ids=bank_ids, query_ids=query_ids, normalized=True)
+    found = _topk.search(query, others, 5)
+    assert (found[0] > -torch.inf).all()
+    assert not is_near[found[1][0]].any()
+    check_topk(query, bank, 5, query_ids[:, None] != bank_ids, found)
+
+
+# --- tensor cores: halves find the blocks, float32 the rows in them ------------------------------
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-3, 1.0, 1e5, 1e30])
+def test_two_halves_hold_22_bits_of_rows_of_any_length(length: float) -> None:
+    query, keys = torch.randn(20, 128), F.normalize(torch.randn(300, 128), dim=1) * length
+    scale, found = scale_of(keys), torch.empty(20, 300)
+    assert torch.frexp(scale).mantissa == 0.5  # a power of two
+    half_product(halves_of_queries(query), halves_of_keys(keys, scale, None), found)
+    unit = F.normalize(query.double(), dim=1)
+    exact = unit @ (keys.double() * scale.double()).T * 2**14
+    longest = exact.norm(dim=1).amax()  # so that the error is that of a cosine
+    bound = 128 * 2.0**-24 * (keys.double() * scale).norm(dim=1) * 2**14
+    assert ((found - exact).abs() <= bound).all()
+    assert longest.isfinite()
+
+
+@pytest.mark.usefixtures("tensor_cores")
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e5])
+@pytest.mark.parametrize("k", [1, 5])
+def test_nearly_equal_rows_cost_no_more_than_float32_itself(k: int, length: float) -> None:
+    """4,096 rows whose cosines lie within 1e-6: only a float32 product tells them apart."""
+    dim, query = 64, F.normalize(torch.randn(9, 64), dim=1)
+    noise = torch.randn(4096, dim)
+    bank = F.normalize(query[0] + 1e-4 * noise / dim**0.5, dim=1) * length
+    bank[::3] = bank[0]  # and many that are equal
+    values, indices = exact_topk(query, bank, k)
+    exact = query.double() @ bank.double().T
+    bound = 2 * dim * 2.0**-24 * length
+    assert (exact.gather(1, indices) >= exact.topk(k).values - bound).all()
+    assert (values - exact.gather(1, indices)).abs().max() <= bound
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+@pytest.mark.usefixtures("tensor_cores")
+def test_short_rows_beside_long_ones_and_rows_that_are_no_numbers() -> None:
+    query = F.normalize(torch.randn(9, 64), dim=1)
+    bank = F.normalize(torch.randn(5000, 64), dim=1)
+    bank[:2500] *= 1e5
+    bank[2500:] *= 1e-3
+    check_topk(query, bank, 5, None, exact_topk(query, bank, 5))
+    short = torch.arange(5000) >= 2500
+    bank[:2500:7], bank[1:2500:7], bank[2:2500:7] = torch.nan, torch.inf, 1e30
+    found = exact_topk(query, bank, 5, mask=short)
+    check_topk(query, bank.where(short[:, None], 0.0), 5, short, found)
 
 
 def test_the_best_rows_may_share_one_block_or_lie_at_the_very_end() -> None:

@@ -273,6 +273,17 @@ def test_drawer_of_a_phone_opens_and_leads_to_a_page(browser: Chrome, server: Se
     wait(browser, lambda browser: browser.current_url == f"{server.address}changelog/")
 
 
+def test_pictures_of_one_palette_show_in_that_alone(browser: Chrome, server: Server) -> None:
+    browser.get(f"{server.address}gallery/")
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    for system in ("light", "dark"):
+        prefer(browser, system)
+        images = "[...document.querySelectorAll('img[src*=\"#only-\"]')]"
+        shown = f"return {images}.filter(i => i.checkVisibility()).map(i => i.src.split('#')[1])"
+        assert browser.execute_script(shown) == [f"only-{system}"]
+
+
 @pytest.mark.parametrize(("system", "start"), [("light", "default"), ("dark", "slate")])
 def test_palette_follows_the_system_until_the_reader_chooses(
     browser: Chrome, server: Server, system: str, start: str

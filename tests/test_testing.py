@@ -27,6 +27,7 @@ def test_negatives_of_the_own_rank_only_are_caught() -> None:
         assert_ddp_equivalent(loss_fn, world_size=2)
 
 
+@pytest.mark.slow
 def test_a_loss_without_gradient_is_caught() -> None:
     with pytest.raises(Exception, match="does not require grad"):
         assert_ddp_equivalent(constant, world_size=2)

@@ -128,7 +128,8 @@ def _normalize(parts: Parts, op: ops.Normalize, engine: Engine) -> Parts:
 
 
 def _lay_out(parts: Parts, op: ops.Layout, engine: Engine) -> Parts:
-    # Of planes, a compiler writes this order at once; `_join` leaves it none to choose.
+    if op.memory_format == torch.channels_last_3d:  # which a compiler so writes at once
+        parts = [torch.cat([part.movedim(1, -1) for part in parts], dim=-1).movedim(-1, 1)]
     return [torch.cat(tuple(parts), dim=1).contiguous(memory_format=op.memory_format)]
 
 

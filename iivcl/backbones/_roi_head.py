@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from iivcl._checks import check_at_least, check_embeddings
+from iivcl._checks import check_at_least, check_embeddings, check_within
 
 __all__ = ["RoIActionHead"]
 
@@ -56,7 +56,9 @@ class RoIActionHead(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        check_at_least(1, in_dim=in_dim, num_actions=num_actions)
         check_at_least(1, stride=stride, resolution=resolution)
+        check_within(0, 1, dropout=dropout)
         self.in_dim, self.stride, self.resolution = in_dim, stride, resolution
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(in_dim, num_actions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, video
 
+from iivcl._checks import check_positive
 from iivcl.backbones._convolution import PaddedConv3d
 from iivcl.backbones._encoder import VideoEncoder, with_mean
 from iivcl.backbones._resnet import VideoResNet
@@ -111,6 +112,10 @@ def s3d(
     Returns:
         The encoder, from ``(B, 3, T, H, W)`` with T >= 8 and H, W >= 32 to ``(B, 1024)``.
 
+    Raises:
+        TypeError: ``norm_eps`` is not a number.
+        ValueError: ``norm_eps`` is not above 0.
+
     Example:
         >>> import torch
         >>> s3d().features(torch.zeros(2, 3, 8, 64, 64)).shape
@@ -119,6 +124,7 @@ def s3d(
     Source:
         Xie et al., "Rethinking Spatiotemporal Feature Learning", arXiv 1712.04851, section 4.
     """
+    check_positive("norm_eps", norm_eps)
     model = video.s3d(weights=weights)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm3d):

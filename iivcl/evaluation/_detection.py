@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_embeddings, check_mask, check_same_device, check_shape
+from iivcl._checks import check_embeddings, check_mask, check_number, check_same_device, check_shape
 from iivcl.data import ActionBoxes
 from iivcl.evaluation._rows import warn_of_rows
 
@@ -90,6 +90,7 @@ def detection_map(
         Gu et al., arXiv 1705.08421, section 5.2; Everingham et al., "The PASCAL Visual Object
         Classes Challenge: A Retrospective", IJCV 2015, section 3.2.
     """
+    check_number("iou", iou)
     if not 0 < iou <= 1:
         raise ValueError(f"`iou` must be in (0, 1]; got {iou}")
     check_mask("truth.actions", truth.actions, "M A")

@@ -1,9 +1,9 @@
-"""The three multi-positive InfoNCE losses, from the logits of the positives and the negatives."""
+"""The three multi-positive InfoNCE losses, from logits that are held or streamed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,122 +17,92 @@ FORMS: tuple[Form, ...] = ("per_positive", "out", "in")
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "none")
 
 
-class Logits(Protocol):
-    """Logits (B, M) of queries and keys, which need not be held.
-
-    ``weights`` (B, M) are bool, or float and not negative.
-    """
-
-    def log_sum_exp(self, weights: Tensor, beside: Tensor | None = None) -> Tensor:
-        """``log(sum_m w_m exp s_m + exp beside)``, (B,); `NO_LOGIT` for a sum of nothing."""
-
-    def total(self, weights: Tensor) -> Tensor:
-        """``sum_m w_m s_m``, (B,)."""
-
-    def soft_margin(self, weights: Tensor, level: Tensor) -> Tensor:
-        """``sum_m w_m log(1 + exp(level - s_m))``, (B,)."""
-
-
-def row_losses(
-    form: Form,
-    logits: Logits,
-    weights: Tensor,
-    negatives: Tensor,
-    everything: Tensor | None = None,
-) -> Tensor:
+def row_losses(form: Form, logits: Tensor, weights: Tensor) -> Tensor:
     """Compute the loss of every row; 0 with zero gradient for rows without a positive.
 
     With positive logits s_p, weights w_p that sum to 1 over a row's P positives, and N the
     log-sum-exp of the row's negatives::
 
         per_positive   sum_p w_p log(1 + exp(N - s_p))
-        out            A - sum_p w_p s_p                 A = log(exp N + sum_p exp s_p)
-        in             A - log(sum_p P w_p exp s_p)
+        out            sum_p w_p (A - s_p)               A = log(exp N + sum_p exp s_p)
+        in             -log(sum_p P w_p exp(s_p - A))
 
     Args:
         form: Which of the three.
-        logits: Of the positives; others have weight 0.
-        weights: (B, M) bool or float, not negative, of any sum; 0 where an entry is not a positive.
-        negatives: (B,) log-sum-exp of the negatives, `NO_LOGIT` where there are none.
-        everything: (B,) A, where it is known already.
+        logits: (..., n), `NO_LOGIT` where there is none. One may be the log-sum-exp of many.
+        weights: (..., n) bool or float, not negative, of any sum; 0 for a negative.
     """
-    positive = weights if weights.dtype == torch.bool else weights > 0
-    total = weights.sum(1, dtype=negatives.dtype)
-    none, total = total == 0, total.clamp(min=torch.finfo(total.dtype).tiny)
+    total = weights.sum(-1, keepdim=True, dtype=logits.dtype)
+    own = weights / total.clamp(min=torch.finfo(total.dtype).tiny)  # sums to 1, or to 0
     if form == "per_positive":
-        losses = logits.soft_margin(weights, negatives) / total
+        level = logits.masked_fill(own > 0, NO_LOGIT).logsumexp(-1, keepdim=True)
+        return weighted_sum(own, soft_margins(level, logits))
+    shares = logits.log_softmax(-1)
+    if form == "out":
+        return weighted_sum(-own, shares)
+    none = own == 0
+    if weights.dtype != torch.bool:
+        of_mean = own * (own > 0).sum(-1, keepdim=True)
+        shares = shares + of_mean.masked_fill(none, 1.0).log()
+    losses = -shares.masked_fill(none, NO_LOGIT).logsumexp(-1)
+    return losses.masked_fill(none.all(-1), 0.0)
+
+
+def streamed_row_losses(
+    form: Form, query: Tensor, keys: Tensor, weights: Tensor, negatives: Tensor, chunk_size: int
+) -> Tensor:
+    """The same of logits that are computed chunk by chunk, also for the backward pass.
+
+    Args:
+        form: Which of the three.
+        query: (B, D), of unit length and divided by the temperature.
+        keys: (M, D), normalised.
+        weights: (B, M), as above.
+        negatives: (B, M) bool.
+        chunk_size: Keys per step.
+    """
+    candidates = Candidates(keys, normalized=True)
+    chunks = list(spans(len(keys), chunk_size))
+
+    def log_sum_exp(pairs: Tensor) -> Tensor:
+        return candidates._replace(pairs=pairs).log_sum_exp(query, chunk_size=chunk_size)
+
+    def summed(part: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        return torch.stack([recomputed(part, *tensors, span) for span in chunks]).sum(0)
+
+    def margins(query: Tensor, keys: Tensor, level: Tensor, span: slice) -> Tensor:
+        own = weights[:, span].to(query.dtype)
+        return weighted_sum(own, soft_margins(level[:, None], query @ keys[span].T))
+
+    def mean_key(keys: Tensor, span: slice) -> Tensor:  # q (W K)', so that no logit is needed
+        return weights[:, span].to(keys.dtype) @ keys[span]  # (B, D)
+
+    positive = weights > 0
+    total = weights.sum(1, dtype=query.dtype)
+    none = total == 0
+    total = total.masked_fill(none, 1.0)
+    level = log_sum_exp(negatives)
+    if form == "per_positive":
+        return summed(margins, query, keys, level) / total
+    everything = log_add_exp(log_sum_exp(positive), level)
+    if form == "out":
+        losses = everything - (query * summed(mean_key, keys)).sum(1) / total
     else:
-        if everything is None:
-            everything = logits.log_sum_exp(positive, negatives)
-        if form == "out":
-            losses = everything - logits.total(weights) / total
-        else:
-            mean_weight = total / positive.sum(1).clamp(min=1)
-            losses = everything - logits.log_sum_exp(weights) + mean_weight.log()
+        mean_weight = total / positive.sum(1).clamp(min=1)
+        losses = everything - log_sum_exp(weights) + mean_weight.log()
     return losses.masked_fill(none, 0.0)
 
 
-class Held(NamedTuple):
-    """Logits that are held."""
-
-    logits: Tensor  # (B, M)
-
-    def log_sum_exp(self, weights: Tensor, beside: Tensor | None = None) -> Tensor:
-        """See `Logits`."""
-        logits = self.logits
-        if beside is None:
-            beside = logits.new_full(logits.shape[:1], NO_LOGIT)
-        if weights.dtype != torch.bool:
-            logits = logits + _or_one(weights).to(logits.dtype).log()
-        dropped = ~weights if weights.dtype == torch.bool else weights <= 0
-        logits = logits.masked_fill(dropped, NO_LOGIT)
-        return torch.cat([logits, beside[:, None]], 1).logsumexp(1)
-
-    def total(self, weights: Tensor) -> Tensor:
-        """See `Logits`."""
-        return (weights * self.logits).sum(1)
-
-    def soft_margin(self, weights: Tensor, level: Tensor) -> Tensor:
-        """See `Logits`."""
-        # Without a shortcut above 20, whose error float64 would show. A row without positives may
-        # have an absurd level, which must not meet its weights of 0.
-        margins = F.softplus(level[:, None] - self.logits, threshold=50)
-        return torch.where(weights > 0, margins * weights, 0.0).sum(1)
+def soft_margins(level: Tensor, logits: Tensor) -> Tensor:
+    """Compute ``log(1 + exp(level - s))``, whose shortcut above 20 float64 would show."""
+    return F.softplus(level - logits, threshold=50)
 
 
-class Streamed(NamedTuple):
-    """Logits that are computed chunk by chunk, also for the backward pass."""
-
-    query: Tensor  # (B, D), divided by the temperature
-    keys: Tensor  # (M, D), normalised
-    chunk_size: int
-
-    def log_sum_exp(self, weights: Tensor, beside: Tensor | None = None) -> Tensor:
-        """See `Logits`."""
-        candidates = Candidates(self.keys, pairs=weights, normalized=True)
-        value = candidates.log_sum_exp(self.query, chunk_size=self.chunk_size)
-        return value if beside is None else log_add_exp(value, beside)
-
-    def total(self, weights: Tensor) -> Tensor:
-        """See `Logits`; q (W K)', so that no logit is needed."""
-
-        def part(keys: Tensor, span: slice) -> Tensor:
-            return weights[:, span].to(keys.dtype) @ keys[span]  # (B, D)
-
-        return (self.query * self._sum(part, self.keys)).sum(1)
-
-    def soft_margin(self, weights: Tensor, level: Tensor) -> Tensor:
-        """See `Logits`."""
-
-        def part(query: Tensor, keys: Tensor, level: Tensor, span: slice) -> Tensor:
-            logits = Held(query @ keys[span].T)
-            return logits.soft_margin(weights[:, span].to(query.dtype), level)
-
-        return self._sum(part, self.query, self.keys, level)
-
-    def _sum(self, part: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        chunks = spans(len(self.keys), self.chunk_size)
-        return torch.stack([recomputed(part, *tensors, span) for span in chunks]).sum(0)
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """Sum up values of the positives, (..., n) to (...)."""
+    if weights.requires_grad:  # of one that is 0, the derivative is 0 and not a value like 1e30
+        values = values.masked_fill(weights == 0, 0.0)
+    return (weights * values).sum(-1)
 
 
 def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
@@ -146,7 +116,3 @@ def reduce_rows(losses: Tensor, has_positive: Tensor, reduction: Reduction) -> T
         return losses
     total = losses.sum()
     return total if reduction == "sum" else total / has_positive.sum().clamp(min=1)
-
-
-def _or_one(values: Tensor) -> Tensor:
-    return values.masked_fill(values == 0, 1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from iivcl._candidates import ChunkSize, check_chunk_size
+from iivcl._candidates import NO_LOGIT, Candidates, ChunkSize, check_chunk_size
 from iivcl._checks import (
     as_several,
     check_at_least,
@@ -19,9 +19,10 @@ from iivcl._checks import (
     check_temperature,
     check_within,
     normalize_alike,
+    unit_rows,
 )
 from iivcl._precision import without_autocast
-from iivcl.losses._forms import FORMS, Form, Held, log_add_exp, row_losses
+from iivcl.losses._forms import FORMS, Form, log_add_exp, row_losses
 from iivcl.queues import MoCoQueue, Neighbors, NNSupportQueue
 
 __all__ = ["IIVCLLoss", "IIVCLOutput"]
@@ -146,64 +147,85 @@ class IIVCLLoss(nn.Module):
         check_inputs(query, key, queue, ids)
         if inter is not None:
             check_inputs(*inter, ids)
-        inter_query, inter_key, inter_queue = inter or (query, key, queue)
+        heads = [_Head.of(query, key, queue, ids)]
+        if inter is not None:
+            heads.append(_Head.of(*inter, ids))
         if neighbors is None:
-            found = positives = self._look_up(inter_key, inter_queue, ids)
+            found = positives = self._look_up(heads[-1], ids)
         else:
-            found, positives = neighbors, check_neighbors(neighbors, inter_query, inter_queue, ids)
-        if inter is None:
-            intra, inter_loss = self._terms(query, key, queue, ids, positives)
-        else:
-            intra, _ = self._terms(query, key, queue, ids, _no_neighbors(query))
-            _, inter_loss = self._terms(inter_query, inter_key, inter_queue, ids, positives)
-        return IIVCLOutput(intra + self.inter_weight * inter_loss, intra, inter_loss, found)
+            found, positives = neighbors, check_neighbors(neighbors, heads[-1])
+        intra, inter_loss = self._terms(heads[-1], ids, positives)
+        if inter is not None:
+            intra, _ = self._terms(heads[0], ids, _no_neighbors(query))
+        loss = torch.add(intra, inter_loss, alpha=self.inter_weight)
+        return IIVCLOutput(loss, intra, inter_loss, found)
 
-    def _look_up(self, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> Neighbors:
+    def _look_up(self, head: _Head, ids: Tensor | None) -> Neighbors:
+        keys, queue = head.keys, head.queue
         if self.num_neighbors == 0:
-            return _no_neighbors(key)
+            return _no_neighbors(keys)
         if not isinstance(queue, NNSupportQueue):
             raise TypeError(
                 f"the inter queue must be an NNSupportQueue to find neighbours; got "
                 f"{type(queue).__name__}. Use one, or pass `neighbors`"
             )
-        if key.ndim == 3:
-            (key,) = normalize_alike(key)
-            key = key.mean(1)
         rows = queue.placement.rows * queue.placement.row_ranks
         if self.num_neighbors > rows:
             raise ValueError(
                 f"`num_neighbors` must be at most {rows}, the rows of the queue; "
                 f"got {self.num_neighbors}"
             )
-        return queue.nearest(key, self.num_neighbors, ids=ids, min_age=self.min_age)
+        unit = keys[:, 0] if keys.shape[1] == 1 else unit_rows(keys.mean(1))
+        old = queue.candidates(ids, min_age=self.min_age) if self.min_age else head.candidates
+        return queue._nearest(unit.float(), self.num_neighbors, old)
 
-    def _terms(
-        self, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None, found: Neighbors
-    ) -> tuple[Tensor, Tensor]:
+    def _terms(self, head: _Head, ids: Tensor | None, found: Neighbors) -> tuple[Tensor, Tensor]:
         """Compute the intra and the inter term of one head; found neighbours may be none."""
+        query, keys, queue, candidates = head
         placement = queue.placement
         with without_autocast(query):
-            query, keys = normalize_alike(query, as_several(query, key, "key").detach())
             scaled = query / self.temperature
             # One pass over the queue serves both terms: the log-sum-exp of the rows that are no
             # neighbours, to which the intra term adds the neighbours.
             rest, neighbor_logits, is_neighbor = placement.log_sum_exp(
-                scaled, queue.candidates(ids), found.indices, found.valid, self.chunk_size
+                scaled, candidates, found.indices, found.valid, self.chunk_size
             )
             if self.batch_negatives:
                 others = placement.others_of_batch(keys, ids)
                 rest = log_add_exp(rest, others.log_sum_exp(scaled, chunk_size=self.chunk_size))
-            neighbors, clips = Held(neighbor_logits), Held(torch.einsum("bd,bpd->bp", scaled, keys))
-            everything = neighbors.log_sum_exp(is_neighbor, rest)  # of the queue, and of the batch
-            is_clip = torch.ones_like(clips.logits, dtype=torch.bool)
-            intra = row_losses(self.form, clips, is_clip, everything)
-            inter = row_losses(self.form, neighbors, is_neighbor, rest, everything)
-            return placement.mean(intra, is_clip.any(1)), placement.mean(inter, is_neighbor.any(1))
+            clip_logits = torch.einsum("bd,bpd->bp", scaled, keys)
+            # Both terms at once, (B, 2, P + k + 1): the positives of the first are the clips, which
+            # are absent from the second, whose positives are the neighbours.
+            shared = neighbor_logits, rest[:, None]
+            absent = torch.full_like(clip_logits, NO_LOGIT)
+            logits = torch.cat([clip_logits, *shared, absent, *shared], 1)
+            logits = logits.view(len(logits), 2, -1)
+            positive = torch.zeros_like(logits, dtype=torch.bool)
+            positive[:, 0, : keys.shape[1]] = True
+            positive[:, 1, keys.shape[1] : -1] = is_neighbor
+            losses = row_losses(self.form, logits, positive)
+            intra, inter = placement.mean(losses, positive.any(2)).unbind()
+            return intra, inter
 
     def extra_repr(self) -> str:
         """Describe the options in the repr."""
         names = ("num_neighbors", "temperature", "inter_weight", "form", "batch_negatives")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+class _Head(NamedTuple):
+    """What a head gives, of unit length in the widest dtype, and what it is compared with."""
+
+    query: Tensor  # (B, D)
+    keys: Tensor  # (B, P, D)
+    queue: MoCoQueue
+    candidates: Candidates
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> _Head:
+        with without_autocast(query):
+            query, keys = normalize_alike(query, as_several(query, key, "key").detach())
+        return cls(query, keys, queue, queue.candidates(ids))
 
 
 def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> None:
@@ -215,10 +237,9 @@ def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | Non
     queue.check_ids(ids, query, "query")
 
 
-def check_neighbors(
-    found: Neighbors, query: Tensor, queue: MoCoQueue, ids: Tensor | None
-) -> Neighbors:
+def check_neighbors(found: Neighbors, head: _Head) -> Neighbors:
     """Check neighbours of another lookup: rows that count, each once however often it is named."""
+    query, queue = head.query, head.queue
     batch = query.shape[0], "query"
     check_shape("neighbors.indices", found.indices, "B k", B=batch)
     check_mask(
@@ -230,7 +251,7 @@ def check_neighbors(
     rows = found.indices.where(found.valid, -1)
     again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)
     valid = found.valid & ~again
-    rows, valid = queue.placement.counting(queue.candidates(ids), found.indices, valid)
+    rows, valid = queue.placement.counting(head.candidates, found.indices, valid)
     return found._replace(indices=rows, valid=valid)
 
 

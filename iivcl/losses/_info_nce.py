@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from iivcl._candidates import Candidates, ChunkSize, check_chunk_size, choose_chunk_size
+from iivcl._candidates import (
+    NO_LOGIT,
+    Candidates,
+    ChunkSize,
+    check_chunk_size,
+    choose_chunk_size,
+)
 from iivcl._checks import (
     as_several,
     check_choice,
@@ -19,11 +25,10 @@ from iivcl.losses._forms import (
     FORMS,
     REDUCTIONS,
     Form,
-    Held,
     Reduction,
-    Streamed,
     reduce_rows,
     row_losses,
+    streamed_row_losses,
 )
 
 __all__ = ["InfoNCELoss", "info_nce", "multi_positive_info_nce"]
@@ -110,9 +115,12 @@ def multi_positive_info_nce(
             weights = positive_weights.masked_fill(~positive, 0.0)
         scaled = query / temperature
         size = choose_chunk_size(chunk_size, query, keys.shape[0])
-        logits = Held(scaled @ keys.T) if size == "dense" else Streamed(scaled, keys, size)
-        negatives = logits.log_sum_exp(candidate & ~positive_mask)
-        losses = row_losses(form, logits, weights, negatives)
+        negatives = candidate & ~positive_mask
+        if size == "dense":
+            logits = (scaled @ keys.T).masked_fill(~(negatives | (weights > 0)), NO_LOGIT)
+            losses = row_losses(form, logits, weights)
+        else:
+            losses = streamed_row_losses(form, scaled, keys, weights, negatives, size)
         return reduce_rows(losses, (weights > 0).any(1), reduction)
 
 
@@ -172,7 +180,10 @@ def info_nce(
         candidates = Candidates(negatives.detach(), pairs=allowed)
         negative_lse = candidates.log_sum_exp(scaled, chunk_size=chunk_size)
         logits = torch.einsum("bd,bpd->bp", scaled, positives)
-        losses = row_losses(form, Held(logits), torch.ones_like(logits), negative_lse)
+        logits = torch.cat([logits, negative_lse[:, None]], 1)
+        positive = torch.ones_like(logits, dtype=torch.bool)
+        positive[:, -1] = False
+        losses = row_losses(form, logits, positive)
         return reduce_rows(losses, torch.ones_like(losses), reduction)
 
 

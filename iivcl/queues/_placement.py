@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from iivcl import distributed as D
-from iivcl._candidates import Candidates, ChunkSize, streaming_chunk_size
+from iivcl._candidates import NO_LOGIT, Candidates, ChunkSize, streaming_chunk_size
 from iivcl.queues._topk import search
 
 Distribution = Literal["gather", "local", "shard"]
@@ -83,7 +83,8 @@ class Placement(NamedTuple):
                 size: its backward pass does not read the queue, which may have been written.
 
         Returns:
-            Log-sum-exp of the rest (B,), logits of the rows (B, k), and which of them count.
+            Log-sum-exp of the rest (B,), logits of the rows (B, k), `NO_LOGIT` for those that do
+            not count, and which of them count.
         """
         if self.row_ranks == 1:
             return *_split(query, candidates, rows, counted, chunk_size), counted
@@ -95,7 +96,8 @@ class Placement(NamedTuple):
         logits = logits.masked_fill(~counted, 0.0)
         parts = ranks.give_back(torch.cat([rest[:, None], logits, counted.to(rest.dtype)], 1))
         rest, logits, counts = parts[..., 0], parts[..., 1 : 1 + k], parts[..., 1 + k :]
-        return rest.logsumexp(0), logits.sum(0), counts.sum(0) > 0
+        counted = counts.sum(0) > 0
+        return rest.logsumexp(0), logits.sum(0).masked_fill(~counted, NO_LOGIT), counted
 
     def counting(
         self, candidates: Candidates, rows: Tensor, valid: Tensor
@@ -122,15 +124,15 @@ class Placement(NamedTuple):
         return others._replace(ids=key_ids.repeat_interleave(clips), query_ids=ids)
 
     def mean(self, losses: Tensor, counted: Tensor) -> Tensor:
-        """Average the losses (B,) of the rows that are ``counted`` (B,), and 0 elsewhere.
+        """Average the losses (B, n) of the rows that are ``counted`` (B, n), and 0 elsewhere.
 
         The rows of all ranks count alike, though ranks may have different numbers of them.
         """
-        count = counted.sum()
+        count = counted.sum(0)
         if self.batch_ranks > 1:
             dist.all_reduce(count)
             losses = losses * self.batch_ranks
-        return losses.sum() / count.clamp(min=1)
+        return losses.sum(0) / count.clamp(min=1)
 
     def assert_synced(self, checksum: Tensor) -> None:
         """Raise when ranks that should hold the same rows have another ``checksum`` than rank 0."""
@@ -156,8 +158,11 @@ def _split(
     query: Tensor, candidates: Candidates, rows: Tensor, counted: Tensor, chunk_size: ChunkSize
 ) -> tuple[Tensor, Tensor]:
     """Split the logits of this process's candidates."""
-    logits = torch.einsum("bd,bkd->bk", query, candidates.keys[rows].to(query.dtype))
-    rest = candidates._replace(without=rows.where(counted, -1) if rows.shape[1] else None)
+    absent = ~counted
+    bias, keys = (absent * NO_LOGIT).to(query.dtype), candidates.keys[rows].to(query.dtype)
+    logits = torch.baddbmm(bias[:, :, None], keys, query[:, :, None]).squeeze(2)
+    without = rows.masked_fill(absent, -1) if rows.shape[1] else None
+    rest = candidates._replace(without=without)
     size = chunk_size or streaming_chunk_size(query)
     return rest.log_sum_exp(query, chunk_size=size), logits
 

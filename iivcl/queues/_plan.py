@@ -12,8 +12,10 @@ _TILE_BYTES = 2**21  # similarities computed at once on the CPU: they stay in it
 _HELD_BYTES = 2**24  # similarities of a chunk that the CPU holds until the second pass
 _FEW_QUERIES = 8  # the CPU multiplies so few with the bank faster as rows than as columns
 _CANDIDATE_BYTES = 2**20  # rows of the best blocks gathered at once in the second pass: the cache
+_MANY_CANDIDATE_BYTES = 2**25  # the same of an accelerator
 _CHUNK_ROWS = 65_536  # of the CPU
-_CHUNK_BYTES = 2**27  # similarities of a chunk on an accelerator
+_CHUNK_BYTES = 2**27  # similarities and halves of a chunk on an accelerator
+_HALVES_PAY = 256, 2**24  # queries, and similarities, from which on the halves are worth making
 
 
 class Step(NamedTuple):
@@ -36,21 +38,39 @@ class Step(NamedTuple):
 
 
 class SearchPlan(NamedTuple):
-    """The chunks in their order, and how many queries look into their best blocks at once."""
+    """The chunks in their order, and how many queries look into their best blocks at once.
+
+    The first pass may run ``in_halves``: on tensor cores, with numbers in two parts of float16.
+    """
 
     steps: list[Step]
     queries_at_once: int
+    in_halves: bool
+
+
+def half_bytes(dim: int) -> int:
+    """Bytes of a bank row in two parts of float16, of which one stands twice, and its bias."""
+    return 2 * (3 * dim + 8)
 
 
 def plan_search(
-    batch: int, dim: int, rows: int, k: int, *, on_cpu: bool, chunk_size: int | None = None
+    batch: int,
+    dim: int,
+    rows: int,
+    k: int,
+    *,
+    on_cpu: bool,
+    has_halves: bool = False,
+    chunk_size: int | None = None,
 ) -> SearchPlan:
     """Plan a search for ``batch`` queries (B, D) among the ``rows`` of a bank (M, D)."""
+    in_halves = has_halves and batch >= _HALVES_PAY[0] and batch * rows >= _HALVES_PAY[1]
     few = batch <= _FEW_QUERIES and on_cpu
     fitting = _TILE_BYTES // (4 * max(batch, 1)) // BLOCK * BLOCK
     tile = min(4096, max(256, fitting)) if on_cpu else rows
+    row_bytes = half_bytes(dim) if in_halves else 0
     chunk = chunk_size or (
-        _CHUNK_ROWS if on_cpu else max(2048, _CHUNK_BYTES // (4 * max(batch, 1)))
+        _CHUNK_ROWS if on_cpu else max(2048, _CHUNK_BYTES // (row_bytes + 4 * max(batch, 1)))
     )
 
     def step(start: int) -> Step:
@@ -62,5 +82,6 @@ def plan_search(
         held = size if fits or not on_cpu or not in_blocks else min(size, tile)
         return Step(start, stop, in_blocks, held, min(tile, size))
 
-    at_once = max(1, _CANDIDATE_BYTES // (4 * dim * k * BLOCK))
-    return SearchPlan([step(start) for start in range(0, rows, chunk)], at_once)
+    candidate_bytes = _CANDIDATE_BYTES if on_cpu else _MANY_CANDIDATE_BYTES
+    at_once = max(1, candidate_bytes // (4 * dim * k * BLOCK))
+    return SearchPlan([step(start) for start in range(0, rows, chunk)], at_once, in_halves)

@@ -8,7 +8,7 @@ import torch
 
 from iivcl._checks import check_at_least, check_choice
 from iivcl.queues._placement import Distribution
-from iivcl.queues._plan import BLOCK, Step, plan_search
+from iivcl.queues._plan import BLOCK, Step, half_bytes, plan_search
 
 __all__ = ["Estimate", "estimate"]
 
@@ -90,17 +90,24 @@ def estimate(
     queries = batch * world_size if distributed == "shard" else batch
     return Estimate(
         held_bytes=size * (dim * dtype.itemsize + 2 * _INT) + 2 * _INT,
-        workspace_bytes=_workspace(size, dim, queries, k, dtype.itemsize, device),
+        # Whether a GPU has products of halves is not known here.
+        workspace_bytes=max(
+            _workspace(size, dim, queries, k, dtype.itemsize, device, has_halves)
+            for has_halves in (False, device == "cuda")
+        ),
         flops=2 * queries * size * dim,
         communicated_bytes=(world_size - 1) * batch * received[distributed],
     )
 
 
-def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device: str) -> int:
+def _workspace(
+    rows: int, dim: int, queries: int, k: int, itemsize: int, device: str, has_halves: bool
+) -> int:
     """Add up what `NNSupportQueue.nearest` allocates in its phases, of which one is the largest."""
     on_cpu = device == "cpu"
-    plan = plan_search(queries, dim, rows, k, on_cpu=on_cpu)
+    plan = plan_search(queries, dim, rows, k, on_cpu=on_cpu, has_halves=has_halves)
     converted = 0 if itemsize == _FLOAT else _FLOAT * dim  # per row that is not yet float32
+    halves = half_bytes(dim) if plan.in_halves else 0
     gathered_row = _FLOAT * dim + (dim * itemsize if converted else 0)
     # Of a tile, on the CPU the comparisons of both halves of the ids, and one of them before its
     # conversion; elsewhere the comparison, and its union with the mask of rows.
@@ -112,11 +119,13 @@ def _workspace(rows: int, dim: int, queries: int, k: int, itemsize: int, device:
             return _FLOAT * queries * chunk + (compared + converted) * step.tile
         maxima = _FLOAT * queries * -(-chunk // BLOCK)
         similarities = _FLOAT * queries * (step.held + BLOCK)
-        first_pass = maxima + similarities + compared * (step.tile + BLOCK) + converted * step.tile
+        beside = (converted + halves) * step.tile + compared * (step.tile + BLOCK)
+        first_pass = maxima + similarities + beside
         candidates = k * BLOCK
         # Beside the gathered rows, their numbers, values and masks.
         gathered = min(queries, plan.queries_at_once) * candidates * (gathered_row + 20)
-        looked_up = _FLOAT * queries * candidates if step.held == chunk else gathered
+        is_held = on_cpu and step.held == chunk
+        looked_up = _FLOAT * queries * candidates if is_held else gathered
         second_pass = 2 * maxima + similarities + looked_up + 25 * queries * candidates
         return max(first_pass, second_pass)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from iivcl._candidates import Candidates
 from iivcl._checks import check_at_least, unit_rows
 from iivcl.queues._moco import MoCoQueue
 
@@ -75,13 +76,16 @@ class NNSupportQueue(MoCoQueue):
         """
         self.check_rows("query", query)
         self.check_ids(ids, query, "query")
-        placement = self.placement
-        rows = placement.rows * placement.row_ranks
+        rows = self.placement.rows * self.placement.row_ranks
         check_at_least(1, k=k)
         if k > rows:
             raise ValueError(f"`k` must be in [1, {rows}], the size of the queue; got {k}")
-        query = unit_rows(query.float())
-        similarity, indices = placement.search(query, self.candidates(ids, min_age=min_age), k)
+        return self._nearest(unit_rows(query.float()), k, self.candidates(ids, min_age=min_age))
+
+    @torch.no_grad()
+    def _nearest(self, query: Tensor, k: int, candidates: Candidates) -> Neighbors:
+        """Find what `nearest` does, of arguments that are checked and of unit length."""
+        similarity, indices = self.placement.search(query, candidates, k)
         valid = similarity > -torch.inf  # nor is NaN, of a query that is not finite
         return Neighbors(
             similarity.nan_to_num(nan=-torch.inf, neginf=-torch.inf), indices * valid, valid

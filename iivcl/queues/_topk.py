@@ -19,6 +19,13 @@ from iivcl import _engine
 from iivcl._candidates import Candidates
 from iivcl._checks import check_at_least, check_embeddings, check_mask, check_same_device
 from iivcl._precision import full_float32
+from iivcl.queues._halves import (
+    half_product,
+    halves_of_keys,
+    halves_of_queries,
+    has_half_products,
+    scale_of,
+)
 from iivcl.queues._plan import BLOCK, Step, plan_search
 
 __all__ = ["exact_topk"]
@@ -96,9 +103,11 @@ def _search(
     query: Tensor, k: int, chunk_size: int | None, bank: Tensor, *which: Any
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), full_float32(query):
-        tiles = _Tiles(query.float(), Candidates(bank, *which))
-        sizes = *query.shape, len(bank), k
-        plan = plan_search(*sizes, on_cpu=_engine.on_cpu(query), chunk_size=chunk_size)
+        sizes, on_cpu = (*query.shape, len(bank), k), _engine.on_cpu(query)
+        plan = plan_search(
+            *sizes, on_cpu=on_cpu, has_halves=has_half_products(query), chunk_size=chunk_size
+        )
+        tiles = _Tiles(query.float(), Candidates(bank, *which), plan.in_halves)
         best: tuple[Tensor, Tensor] | None = None
         for step in plan.steps:
             if step.in_blocks:
@@ -107,14 +116,15 @@ def _search(
                 found = _search_directly(tiles, step, k)
             best = found if best is None else _merge(best, found, k)
         assert best is not None  # a bank has rows
-        return tiles.rescore(*best)
+        is_scored = not on_cpu and all(step.in_blocks for step in plan.steps)
+        return best if is_scored else tiles.rescore(*best)
 
 
 def _merge(
     best: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], k: int
 ) -> tuple[Tensor, Tensor]:
     values, indices = torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1]], 1)
-    values, order = values.topk(min(k, values.shape[1]), sorted=False)
+    values, order = values.topk(min(k, values.shape[1]))
     return values, indices.gather(1, order)
 
 
@@ -125,7 +135,7 @@ class _Tiles:
     vertical, vectorised operation. The masks of whole rows come with the product as its bias.
     """
 
-    def __init__(self, query: Tensor, candidates: Candidates) -> None:
+    def __init__(self, query: Tensor, candidates: Candidates, in_halves: bool) -> None:
         self.query, self.candidates = query, candidates
         self.on_cpu = _engine.on_cpu(query)
         self.query_t = query.T.contiguous() if self.on_cpu else query.T
@@ -136,7 +146,13 @@ class _Tiles:
         self.bias = rows.log()[:, None] if by_bias and rows is not None else None  # (M, 1)
         self.halves = None
         if self.on_cpu and ids is not None and query_ids is not None:
-            self.halves = _halves(ids), _halves(query_ids)
+            self.halves = _id_halves(ids), _id_halves(query_ids)
+        self.parts = None
+        if in_halves:
+            scale = query.new_full((), 2.0**14)
+            if not candidates.normalized:
+                scale = scale_of(candidates.keys.float(), rows)
+            self.parts = halves_of_queries(query), scale
 
     def new(self, rows: int) -> Tensor:
         """Make room for the similarities of ``rows``, as (rows, B)."""
@@ -147,15 +163,22 @@ class _Tiles:
             else self.query.new_empty(batch, rows).T
         )
 
-    def write(self, start: int, stop: int, out: Tensor) -> None:
-        """Write the similarities of rows ``start`` to ``stop`` into ``out`` (stop - start, B)."""
+    def write(self, start: int, stop: int, out: Tensor, *, to_rank: bool = False) -> None:
+        """Write the similarities of rows ``start`` to ``stop`` into ``out`` (stop - start, B).
+
+        Those ``to_rank`` rows by may be of another scale.
+        """
         span, rows = slice(start, stop), self.candidates.keys[start:stop].float()
-        if self.bias is None:
+        bias = None if self.bias is None else self.bias[span]
+        if self.parts is not None and to_rank:
+            queries, scale = self.parts
+            half_product(queries, halves_of_keys(rows, scale, bias), out.T)
+        elif bias is None:
             torch.mm(rows, self.query_t, out=out)
         else:
             if not self.candidates.normalized:
-                rows = rows.masked_fill(self.bias[span] < 0, 0.0)
-            torch.addmm(self.bias[span], rows, self.query_t, out=out)
+                rows = rows.masked_fill(bias < 0, 0.0)
+            torch.addmm(bias, rows, self.query_t, out=out)
         if self.on_cpu:
             self._exclude_on_cpu(span, out)
             return
@@ -180,7 +203,9 @@ class _Tiles:
         """Compute the similarities (b, R) of a few ``rows`` (B, R) per query to ``queries``."""
         rows = rows[queries]
         similarity = _inner_products(self.query[queries], self.candidates.keys, rows)
-        return similarity.masked_fill_(~self.candidates.allowed(rows, queries), -torch.inf)
+        if self.on_cpu:
+            similarity.masked_fill_(~self.candidates.allowed(rows, queries), -torch.inf)
+        return similarity
 
     def rescore(self, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the winners' values one by one: they do not depend on chunks or batch."""
@@ -198,7 +223,7 @@ def _inner_products(query: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     return gathered.mul_(query[:, None]).sum(2)
 
 
-def _halves(ids: Tensor) -> Tensor:
+def _id_halves(ids: Tensor) -> Tensor:
     return ids.to(torch.int64).contiguous().view(torch.int32).view(-1, 2).T.contiguous()  # (2, M)
 
 
@@ -210,7 +235,7 @@ def _search_blocks(tiles: _Tiles, step: Step, k: int, at_once: int) -> tuple[Ten
         last = min(first + step.tile, rows)
         place = first % step.held  # a whole number of tiles is held
         part = buffer[place : place + -(-(last - first) // BLOCK) * BLOCK]
-        tiles.write(step.start + first, step.start + last, part[: last - first])
+        tiles.write(step.start + first, step.start + last, part[: last - first], to_rank=True)
         if len(part) > last - first:  # the rest of the bank's last block
             part[last - first :] = -torch.inf
         blocks = slice(first // BLOCK, -(-last // BLOCK))
@@ -218,14 +243,20 @@ def _search_blocks(tiles: _Tiles, step: Step, k: int, at_once: int) -> tuple[Ten
     best = maxima.T.contiguous().topk(k, sorted=False).indices  # (B, k) blocks
     offsets = torch.arange(BLOCK, device=best.device)
     candidates = torch.add(offsets, best[:, :, None], alpha=BLOCK).flatten(1)  # (B, k * 16) rows
-    if step.held == rows:
+    if tiles.on_cpu and step.held == rows:
         values, order = buffer.T.gather(1, candidates).topk(k, sorted=False)
     else:
-        beyond = candidates >= rows
-        candidates.clamp_(max=rows - 1)
-        few = [slice(first, first + at_once) for first in range(0, batch, at_once)]
-        similarity = torch.cat([tiles.pairs_of(candidates + step.start, part) for part in few])
-        values, order = similarity.masked_fill_(beyond, -torch.inf).topk(k, sorted=False)
+        if tiles.on_cpu:
+            excluded = candidates >= rows
+        else:  # by the masks, or as the rest of the last block
+            excluded = buffer.T.gather(1, candidates) == -torch.inf
+        if rows % BLOCK:
+            candidates.clamp_(max=rows - 1)
+        numbers = candidates + step.start if step.start else candidates
+        few = [slice(first, first + at_once) for first in range(0, max(batch, 1), at_once)]
+        parts = [tiles.pairs_of(numbers, part) for part in few]
+        similarity = parts[0] if len(parts) == 1 else torch.cat(parts)
+        values, order = similarity.masked_fill_(excluded, -torch.inf).topk(k)
     found = candidates.gather(1, order)
     if rows % BLOCK:  # where nothing was allowed, the rest of the last block may be named
         found.clamp_(max=rows - 1)
