@@ -129,9 +129,13 @@ class Data:
 
 
 def read_videos(data: Path) -> Manifest:
-    """List the videos of a manifest, or of a folder, whose folders of files are the classes."""
+    """List the videos of a manifest, or of a folder, whose folders of files are the classes.
+
+    Of a manifest that names splits, they are those to train on: what is tested later stays unseen.
+    """
     if not data.is_dir():
-        return read_manifest(data)
+        videos = read_manifest(data)
+        return videos.split("train") if "train" in videos.splits else videos
     paths = find_videos(data)
     classes = sorted({os.path.dirname(path) for path in paths})
     place = {folder: number for number, folder in enumerate(classes)}

@@ -60,11 +60,12 @@ from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {  # a GPU or a few, some thousand videos
         "backbone": "r2plus1d_18", "frames": 16, "stride": 2.0, "size": 112, "batch_size": 64,
-        "queue_size": 16_384, "epochs": 100, "warmup_epochs": 10,
+        "queue_size": 16_384, "epochs": 100, "warmup_epochs": 10, "head_norm": "batch",
     },
     "paper": {  # rho-MoCo, arXiv 2104.14558: Kinetics-400 on 64 GPUs
         "backbone": "slow_r50", "frames": 8, "stride": 8.0, "size": 224, "batch_size": 512,
         "queue_size": 65_536, "epochs": 200, "warmup_epochs": 35, "precision": "bfloat16",
+        "head_norm": "none",
     },
 }  # fmt: skip
 
@@ -86,6 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--backbone", None, "name in iivcl.backbones, or my_module:my_function")
     add("--init", None, "weights of the backbone to begin with", type=Path)
     add("--dim", 128, "of the embedding", type=int)
+    add("--head-norm", None, "of the hidden layers of the head", choices=("batch", "none"))
     add("--batch-norm", None, "default: sync on GPUs", choices=("local", "shuffle", "sync"))
     add("--queue-size", None, "rows, over all ranks", type=int)
     add("--queue", "gather", "what ranks hold of it", choices=("gather", "shard", "local"))
@@ -170,7 +172,9 @@ class Encoder(nn.Module):
                 report = backbones.load_weights(self.backbone, args.init)
             say(f"weights of {args.init}; not used: {len(report.unused)} tensors")
         width = self.backbone.feature_dim
-        self.head = backbones.ProjectionHead(width, width, args.dim)
+        # In short runs on few videos, a head without norm leaves all embeddings alike for long.
+        norm = "batch" if args.head_norm == "batch" else None
+        self.head = backbones.ProjectionHead(width, width, args.dim, norm=norm)
         nnclr = args.method == "nnclr"
         self.predictor = backbones.PredictionHead(args.dim, 4 * args.dim) if nnclr else None
 

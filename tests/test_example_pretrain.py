@@ -140,10 +140,20 @@ def test_order_of_videos_is_that_of_the_unbroken_run_wherever_it_is_taken_up(
     assert orders[0] != orders[1]
 
 
+def test_of_a_manifest_with_a_split_only_the_training_part_is_read(
+    videos: Path, tmp_path: Path
+) -> None:
+    paths = [str(path.resolve()) for path in sorted(videos.rglob("*.mp4"))]
+    seen = set(paths[::2])
+    rows = [f"{path},{'train' if path in seen else 'test'}" for path in paths]
+    (tmp_path / "set.csv").write_text("\n".join(["path,split", *rows]))
+    assert set(pretraining.load("_data").read_videos(tmp_path / "set.csv").paths) == seen
+
+
 def test_a_step_in_parts_is_the_step_as_a_whole(videos: Path, tmp_path: Path) -> None:
     """With queue negatives alone and no batch norm: one update, one enqueue, one schedule step."""
     options = ("--method=rho-moco", "--backbone=tiny_encoder:without_norm", "--batch-size=8")
-    options += ("--batch-norm=local",)
+    options += ("--batch-norm=local", "--head-norm=none")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     no_colours = pytest.MonkeyPatch()  # drawn per part, and so not the same
     presets = pretraining.load().augment
