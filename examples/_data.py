@@ -79,9 +79,11 @@ class Data:
             num_frames=args.frames, stride=args.stride, clips_per_video=args.clips,
             short_side=args.size * 8 // 7,
         )  # fmt: skip
+        if transform is None:  # colours are drawn on the device, crops here: files differ in size
+            crop = augment.RandomResizedCrop(args.size, scale=tuple(args.crop))
+            transform = augment.Compose(crop, augment.RandomHorizontalFlip())
         how: dict[str, Any] = {
-            # Crops are drawn by the workers, for files differ in size; colours on the device.
-            "transform": transform or augment.rho_moco(args.size)[:2],
+            "transform": transform,
             "on_error": args.on_error,
             "seed": args.seed,
         }

@@ -84,6 +84,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--stride", None, "frames from one to the next", type=float)
     add("--clips", 2, "per video (rho)", type=int)
     add("--size", None, "pixels of a clip", type=int)
+    add("--crop", [0.2, 0.766], "share of a frame that a clip keeps", type=float, nargs=2)
     add("--backbone", None, "name in iivcl.backbones, or my_module:my_function")
     add("--init", None, "weights of the backbone to begin with", type=Path)
     add("--dim", 128, "of the embedding", type=int)
@@ -136,7 +137,9 @@ def settle(args: argparse.Namespace) -> None:
         # Shuffling sends every clip to every rank: on many it costs more than the step.
         args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
     check_run(args, "dim", "queue_size")
+    low, high = args.crop
     wrong = {
+        f"--crop must rise within (0, 1]; got {low} {high}": not 0 < low <= high <= 1,
         f"--clips must be at least 2; got {args.clips}": args.clips < 2,
         f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks":
             args.queue == "shard" and args.queue_size % ranks,

@@ -210,6 +210,7 @@ def test_sets_of_all_kinds(videos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--crop", "0.5", "0.2"], "--crop must rise within (0, 1]; got 0.5 0.2"),
         (["--batch-size=6", "--accumulate=4"],
          "--batch-size 6 cannot be divided into 4 equal parts (1 ranks x --accumulate 4)"),
         (["--method=simclr", "--batch-norm=shuffle"],
