@@ -96,6 +96,27 @@ def on_ranks(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[int | s
     return results
 
 
+def gradients_of_parts(rank: int, world: int) -> list[list[torch.Tensor]]:
+    """Give the gradient of a step of two parts, replicated and, where it can be, sharded."""
+    gradients = []
+    for sharded in (False, True)[: 1 + SHARDS_WEIGHTS]:
+        torch.manual_seed(0)
+        model: torch.nn.Module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        if sharded:
+            encoder = torch.nn.Module()
+            encoder.backbone, encoder.forward = model, model.forward
+            load().shard(encoder, torch.device("cpu"))
+            model = encoder
+        else:
+            model = torch.nn.parallel.DistributedDataParallel(model)
+        for part in range(2):
+            load("_optimizer").average_gradients(model, now=part == 1)
+            model(torch.full((1, 4), 1.0 + rank + 2 * part)).square().sum().backward()
+        whole = [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in model.parameters()]
+        gradients.append(whole)
+    return gradients
+
+
 def write_shards(videos: Path, folder: Path) -> Path:
     """Put the videos into two shards, each with its class beside it: 0 or 1."""
     folder.mkdir()

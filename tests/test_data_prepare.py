@@ -122,6 +122,7 @@ def test_prepared_videos_are_shown_as_before(tmp_path: Path) -> None:
             assert error.abs().mean() < 4, path
 
 
+@pytest.mark.slow
 def test_run_killed_midway_goes_on_where_it_was(tmp_path: Path) -> None:
     src, dst = tmp_path / "src", tmp_path / "dst"
     for number in range(8):

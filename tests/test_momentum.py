@@ -256,6 +256,7 @@ def test_unfit_buffers_change_nothing() -> None:
     assert_same_state(target, before)
 
 
+@pytest.mark.slow
 def test_sharded_alike_is_the_average_of_one_process() -> None:
     """Two gloo ranks hold halves; gathered, they are what one process computes."""
     if not hasattr(torch.distributed.fsdp, "fully_shard"):
