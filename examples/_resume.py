@@ -10,6 +10,7 @@ import platform
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,8 @@ def start(train: Callable[[torch.device, dist.ProcessGroup], int], *errors: type
     try:
         status = train(device, dist.new_group(backend="gloo"))
     except (CheckpointError, DecodeError, OSError, *errors) as error:
-        # On a line of its own, below the bar.
-        print(f"\nrank {rank()}: {cause(error)}", file=sys.stderr, flush=True)
+        traceback.clear_frames(error.__traceback__)  # the bar among them is drawn no more
+        print(f"rank {rank()}: {cause(error)}", file=sys.stderr, flush=True)
         return 1
     dist.destroy_process_group()
     return status
