@@ -96,7 +96,7 @@ class Data:
                 self.num_videos = len(self.set) * world_size()
                 batches: dict[str, Any] = {"batch_size": part, "drop_last": True}
             else:
-                videos = videos or read_videos(args.data)
+                videos = videos or training_part(read_videos(args.data))
                 self.set = VideoClips(videos, recipe, **how)
                 root = args.data if args.data.is_dir() else args.data.parent
                 self.files = [os.path.relpath(path, root) for path in videos.paths]
@@ -131,13 +131,9 @@ class Data:
 
 
 def read_videos(data: Path) -> Manifest:
-    """List the videos of a manifest, or of a folder, whose folders of files are the classes.
-
-    Of a manifest that names splits, they are those to train on: what is tested later stays unseen.
-    """
+    """List the videos of a manifest, or of a folder, whose folders of files are the classes."""
     if not data.is_dir():
-        videos = read_manifest(data)
-        return videos.split("train") if "train" in videos.splits else videos
+        return read_manifest(data)
     paths = find_videos(data)
     classes = sorted({os.path.dirname(path) for path in paths})
     place = {folder: number for number, folder in enumerate(classes)}
@@ -145,6 +141,11 @@ def read_videos(data: Path) -> Manifest:
     return Manifest(
         paths, torch.tensor(labels, dtype=torch.int64), torch.arange(len(paths)), classes
     )
+
+
+def training_part(videos: Manifest) -> Manifest:
+    """Take those to train on where splits are named: what is tested later stays unseen."""
+    return videos.split("train") if "train" in videos.splits else videos
 
 
 def read_class(files: dict[str, bytes]) -> int:
