@@ -2,20 +2,23 @@
 
     python benchmarks/pretrain.py --threads 1
 
-All train the same network on the same files by momentum contrast with two clips per video, the
-aug+ recipe of rho-MoCo and a queue of 65,536; the contenders differ in how a loop is written:
+All train the same network on the same files with two clips per video, the aug+ recipe of rho-MoCo
+and a queue of 65,536, by momentum contrast or by NNCLR; the contenders differ in how a loop is
+written:
 
 - iivcl as in `examples/pretrain.py`: frames scaled while they are decoded, augmentation of the
-  batch at once. It alone looks up neighbours and adds the inter term.
-- the way of lightly: torchcodec, torchvision's transforms clip by clip, lightly's modules, its
-  update of the momentum encoder and its NTXentLoss with a memory bank.
-- the way of PySlowFast: PyAV opened per clip, augmentation clip by clip, the step of
-  `train_step.py`.
+  batch at once. In momentum contrast it alone looks up neighbours and adds the inter term.
+- the way of lightly: torchcodec, torchvision's transforms clip by clip, lightly's modules: its
+  update of the momentum encoder and NTXentLoss with a memory bank, or NNMemoryBankModule.
+- the way of PySlowFast, which has no NNCLR: PyAV opened per clip, augmentation clip by clip, the
+  step of `train_step.py`.
 
 The small network, three layers of separable convolutions, is one where reading counts; R3D-18 one
 where it does not. Contenders take turns at whole steps, with the same videos and the same frames.
 Nothing runs beside: in training, workers read while the device computes, so the share of decoding
-and augmentation is what they have to hide. The results go to
+and augmentation is what they have to hide. Of decoding, a part is the decoder's alone: the same
+frames from the same packets, neither converted nor scaled. No loop can be faster than that and the
+network, which is the bound in the tables. The results go to
 ``benchmarks/results/pretrain.<device>.json`` and ``.md``.
 """
 
@@ -28,7 +31,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import _videos
 import av
@@ -36,6 +39,7 @@ import numpy as np
 import torch
 from _measure import (
     arguments,
+    both,
     environment,
     number,
     publish,
@@ -57,16 +61,20 @@ from _steps import (
     plain_step,
 )
 from lightly.loss import NTXentLoss
+from lightly.models.modules import NNMemoryBankModule
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 from torchcodec.decoders import VideoDecoder
 from torchvision.transforms import v2
-from train_step import Parts
+from train_step import Parts, unmarked
 
-from iivcl import augment, backbones
-from iivcl.data import ClipRecipe, VideoClips, random_clip_starts
+from iivcl import NNSupportQueue, augment, backbones
+from iivcl.data import ClipRecipe, VideoClips, open_video, random_clip_starts
+from iivcl.losses import multi_positive_info_nce
 
+MOMENTUM_CONTRAST, NNCLR = "momentum contrast", "NNCLR"
 IIVCL, LIGHTLY, SLOWFAST = "iivcl", "the way of lightly", "the way of PySlowFast"
+DECODER = "its decoder alone"
 PARTS = {  # of the page, from those of the steps
     "decode": ("decode",),
     "augmentation": ("augment",),
@@ -74,8 +82,32 @@ PARTS = {  # of the page, from those of the steps
     "backward": ("backward", "optimizer"),
     "method": ("momentum", "lookup", "loss", "enqueue"),
 }
-STRIDE, LONG = 8, 3  # frames from one to the next; a long file is so many times 10 seconds
-ROUNDS_OF_PARTS = 3
+STRIDE, TURNS = 8, 3  # frames from one to the next; a long file is so many times 10 seconds
+SHORT, LONG = "10 s", f"{10 * TURNS} s"
+AVI = "10 s, MPEG-4 in AVI"  # of which torchcodec's decoder is known to be the faster
+
+
+class Row(NamedTuple):
+    """One row of the tables."""
+
+    model: str
+    videos: int
+    frames: int
+    pixels: int
+    method: str
+    files: str
+    reading_counts: bool = True
+
+
+ROWS_OF_TABLE = (
+    Row("small", 4, 8, 112, MOMENTUM_CONTRAST, SHORT),
+    Row("small", 4, 8, 112, MOMENTUM_CONTRAST, LONG),
+    Row("small", 4, 8, 112, MOMENTUM_CONTRAST, AVI),
+    Row("small", 4, 8, 112, NNCLR, SHORT),
+    Row("r3d_18", 2, 8, 64, MOMENTUM_CONTRAST, SHORT, reading_counts=False),
+    Row("r3d_18", 2, 8, 64, NNCLR, SHORT, reading_counts=False),
+)
+ROUNDS_OF_PARTS = 5
 MINIMAL = Path(__file__).parents[1] / "examples" / "train_minimal.py"
 Reader = Callable[[Path, int], list[Tensor]]  # two clips, (C, T, H, W) uint8
 
@@ -83,6 +115,19 @@ Reader = Callable[[Path, int], list[Tensor]]  # two clips, (C, T, H, W) uint8
 def small_encoder() -> nn.Module:
     """The encoder of `examples/train_minimal.py`."""
     return runpy.run_path(str(MINIMAL))["SmallEncoder"]()
+
+
+class WithPredictor(nn.Module):
+    """The encoder of NNCLR: an embedding, and a prediction of another."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.predictor = encoder, backbones.PredictionHead(DIM, 4 * DIM)
+
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, C, T, H, W) to two (B, D)."""
+        z = self.encoder(views)
+        return z, self.predictor(z)
 
 
 def draw_starts(video_frames: int, setting: Setting, seed: int) -> list[int]:
@@ -189,7 +234,49 @@ def lightly_step(scene: OneByOne) -> Callable[[Callable[[str], None]], Tensor]:
     return step
 
 
-def contender(name: str, setting: Setting, paths: list[Path]) -> Callable[..., Tensor]:
+def nnclr_step(scene: Scene, name: str) -> Callable[[Callable[[str], None]], Tensor]:
+    """Set up NNCLR as `examples/pretrain.py` has it, or as lightly's documentation does."""
+    scene.encoder = WithPredictor(scene.encoder)
+    encoder, optimizer = scene.encoder, scene.optimizer()
+    if name == IIVCL:
+        queue = NNSupportQueue(ROWS, DIM)
+        queue.enqueue(scene.keys, torch.arange(ROWS) // 8 + len(scene.ids))
+        ids, positive = scene.ids, torch.eye(len(scene.ids), dtype=torch.bool)
+
+        def contrast(first: Tensor, prediction: Tensor) -> Tensor:
+            neighbor = queue.keys[queue.nearest(first, ids=ids).indices[:, 0]]  # (B, D)
+            return multi_positive_info_nce(prediction, neighbor, positive, temperature=TEMPERATURE)
+
+        def enqueue(embeddings: list[Tensor]) -> None:
+            queue.enqueue(torch.cat(embeddings), ids.repeat(2))
+    else:
+        bank, criterion = NNMemoryBankModule((ROWS, DIM)), NTXentLoss(temperature=TEMPERATURE)
+
+        def contrast(first: Tensor, prediction: Tensor) -> Tensor:
+            return criterion(bank(first, update=True), prediction)
+
+        def enqueue(embeddings: list[Tensor]) -> None:
+            pass
+
+    def step(mark: Callable[[str], None]) -> Tensor:
+        views = scene.views().chunk(2)  # (B, C, T, H, W) each
+        mark("augment")
+        (z0, p0), (z1, p1) = map(encoder, views)  # (B, D) each
+        mark("query encoder")
+        predictions = torch.stack([p0, p1])  # of which one graph goes back
+        loss = (contrast(z0.detach(), predictions[1]) + contrast(z1.detach(), predictions[0])) / 2
+        backward(loss, predictions, mark)
+        optimizer.step()
+        optimizer.zero_grad()
+        mark("optimizer")
+        enqueue([z0.detach(), z1.detach()])
+        mark("enqueue")
+        return loss.detach()
+
+    return step
+
+
+def contender(name: str, method: str, setting: Setting, paths: list[Path]) -> Callable[..., Tensor]:
     """Make a function that reads the next videos and trains on them."""
     batches = batches_of(len(paths), setting.videos)
     if name == IIVCL:
@@ -205,13 +292,15 @@ def contender(name: str, setting: Setting, paths: list[Path]) -> Callable[..., T
         dataset = VideoClips(paths, recipe)
         scene.transform = preset
         scene.apply = preset.apply
-        step = iivcl_step(scene, passes=2)
+        step = nnclr_step(scene, name) if method == NNCLR else iivcl_step(scene, passes=2)
     else:
         scene = OneByOne(setting)
-        step = lightly_step(scene) if name == LIGHTLY else plain_step(scene)
+        make_step = lightly_step if name == LIGHTLY else plain_step
+        step = nnclr_step(scene, name) if method == NNCLR else make_step(scene)
         read = read_by_torchcodec if name == LIGHTLY else read_by_pyav
 
-    def run(mark: Callable[[str], None] = lambda part: None) -> Tensor:
+    def run(parts: Parts | None = None) -> Tensor:
+        mark = unmarked if parts is None else parts
         epoch, videos = next(batches)
         if name == IIVCL:
             pairs = []
@@ -224,7 +313,11 @@ def contender(name: str, setting: Setting, paths: list[Path]) -> Callable[..., T
             pairs = [read(paths[i], setting, seed=epoch * len(paths) + i) for i in videos]
             scene.read = [pair[view] for view in (0, 1) for pair in pairs]
         mark("decode")
-        return step(mark)
+        loss = step(mark)
+        if parts is not None:
+            decode_alone(setting, paths, epoch, videos)
+            mark(DECODER)
+        return loss
 
     return run
 
@@ -236,65 +329,83 @@ def batches_of(num_videos: int, size: int) -> Iterator[tuple[int, list[int]]]:
             yield epoch, order[first : first + size].tolist()
 
 
+def decode_alone(setting: Setting, paths: list[Path], epoch: int, videos: list[int]) -> None:
+    """Decode what a step of iivcl does, and convert nothing."""
+    for i in videos:
+        with open_video(paths[i]) as video:
+            starts = draw_starts(video.num_frames, setting, seed=epoch * len(paths) + i)
+            clips = [range(s, s + setting.frames * STRIDE, STRIDE) for s in starts]
+            for _ in video._frames(sorted(set().union(*clips))):
+                pass
+
+
 def measure_parts(run: Callable[..., Tensor], device: str) -> dict[str, float]:
-    """Give the median milliseconds of every part of the page."""
+    """Give the median milliseconds of every part of the page, and of the decoder alone."""
     rounds = []
     for _ in range(ROUNDS_OF_PARTS):
-        mark = Parts(device)
-        run(mark)
-        rounds.append(mark.milliseconds())
+        parts = Parts(device)
+        run(parts)
+        rounds.append(parts.milliseconds())
     return {
         part: statistics.median(sum(ms.get(name, 0.0) for name in names) for ms in rounds)
-        for part, names in PARTS.items()
+        for part, names in {**PARTS, DECODER: (DECODER,)}.items()
     }
 
 
 def make_files(folder: Path, count: int) -> dict[str, list[Path]]:
     """Encode files of 10 seconds, and the same played several times over as long files."""
-    short, long = [], []
+    files: dict[str, list[Path]] = {SHORT: [], LONG: [], AVI: []}
     for i in range(count):
         frames = list(_videos.draw(i))
         there_and_back = itertools.chain.from_iterable(
-            frames if turn % 2 == 0 else frames[::-1] for turn in range(LONG)
+            frames if turn % 2 == 0 else frames[::-1] for turn in range(TURNS)
         )
-        options = _videos.h264(250)
-        short.append(_videos.encode(folder / f"short{i}.mp4", frames, "libx264", options))
-        long.append(_videos.encode(folder / f"long{i}.mp4", there_and_back, "libx264", options))
-    return {"10 s": short, f"{10 * LONG} s": long}
+        h264, xvid = _videos.h264(250), {"g": "12", "q": "5", "bf": "0"}
+        for kind, name, content, codec, options in (
+            (SHORT, f"short{i}.mp4", frames, "libx264", h264),
+            (LONG, f"long{i}.mp4", there_and_back, "libx264", h264),
+            (AVI, f"short{i}.avi", frames, "mpeg4", xvid),
+        ):
+            files[kind].append(_videos.encode(folder / name, content, codec, options))
+    return files
 
 
-def measure(
-    setting: Setting, files: str, paths: list[Path], reading_counts: bool, seconds: float
-) -> dict[str, Any]:
-    runs = {name: contender(name, setting, paths) for name in (IIVCL, LIGHTLY, SLOWFAST)}
-    times = take_turns(runs, device=setting.device, seconds=seconds)
+def measure(row: Row, paths: list[Path], device: str, seconds: float) -> dict[str, Any]:
+    videos = min(row.videos, len(paths))
+    setting = Setting(row.model, videos, row.frames, row.pixels, "float32", device)
+    names = [IIVCL, LIGHTLY] if row.method == NNCLR else [IIVCL, LIGHTLY, SLOWFAST]
+    runs = {name: contender(name, row.method, setting, paths) for name in names}
+    times = take_turns(runs, device=device, seconds=seconds)
     for name, run in runs.items():
         if not run().isfinite():
             raise RuntimeError(f"the loss of {name!r} is not finite: its time means nothing")
-    parts = {name: measure_parts(run, setting.device) for name, run in runs.items()}
+    parts = {name: measure_parts(run, device) for name, run in runs.items()}
+    alone = {name: ms.pop(DECODER) for name, ms in parts.items()}[IIVCL]
+    of_network = sum(parts[IIVCL][part] for part in ("forward", "backward", "method"))
+    best = min(sum(parts[name].values()) for name in names[1:])
     return {
-        **setting._asdict(),
-        "files": files,
-        "reading_counts": reading_counts,
+        **row._asdict(),
         "milliseconds": summary(times),
-        "videos_per_second": {n: 1e3 * setting.videos / min(ms) for n, ms in times.items()},
-        "ratios": {name: ratios(times, name, IIVCL) for name in (LIGHTLY, SLOWFAST)},
+        "videos_per_second": {n: 1e3 * videos / min(ms) for n, ms in times.items()},
+        "ratios": {name: ratios(times, name, IIVCL) for name in names[1:]},
         "parts": parts,
+        "decoder_alone": alone,
+        "bound": (alone + of_network) / best,
     }
 
 
 def find_targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     targets = []
     for row in rows:
-        what = f"{row['model']}, {row['frames']}x{row['pixels']}, files of {row['files']}"
-        for kind in ("fastest", "median"):
+        what = describe(row)
+        for kind in ("fastest", "median") if row["files"] != AVI else ():
             best = min(ratio[kind] for ratio in row["ratios"].values())
             targets.append({
                 "target": f"{kind} time of {IIVCL} / the best other, {what}",
                 "limit": 1 / 1.5 if row["reading_counts"] else 1.0,
                 "measured": 1 / best,
             })  # fmt: skip
-        if row["model"] != "small":
+        if not row["reading_counts"]:
             parts = row["parts"][IIVCL]
             targets.append({
                 "target": f"share of lookup, loss, queue and momentum, {what}",
@@ -304,31 +415,38 @@ def find_targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return targets
 
 
+def describe(row: dict[str, Any]) -> str:
+    clip = f"{row['frames']}x{row['pixels']}"
+    return f"{row['model']}, {clip}, {row['method']}, files of {row['files']}"
+
+
 def to_markdown(report: dict[str, Any]) -> str:
     rows = report["results"]
-    header = ["encoder", "videos", "clip", "files"]
+    header = ["encoder", "videos", "clip", "method", "files"]
 
     def setting_cells(row: dict[str, Any]) -> list[object]:
-        return [row["model"], row["videos"], f"{row['frames']}x{row['pixels']}", row["files"]]
+        clip = f"{row['frames']}x{row['pixels']}"
+        return [row["model"], row["videos"], clip, row["method"], row["files"]]
 
     names = (IIVCL, LIGHTLY, SLOWFAST)
     speed = [
         [
             *setting_cells(row),
-            *(number(row["videos_per_second"][name], 2) for name in names),
-            *(f"{r['fastest']:.2f} / {r['median']:.2f}" for r in row["ratios"].values()),
+            *(number(row["videos_per_second"].get(name), 2) for name in names),
+            *(both(row["ratios"].get(name)) for name in names[1:]),
+            number(1 / row["bound"], 2),
         ]
         for row in rows
     ]
     parts = [
         [
             *setting_cells(row), name,
-            *(number(100 * ms / sum(row["parts"][name].values())) for ms in
-              row["parts"][name].values()),
-            number(sum(row["parts"][name].values()), 0),
+            *(number(100 * ms / sum(of_name.values())) for ms in of_name.values()),
+            number(100 * row["decoder_alone"] / of_name["decode"] if name == IIVCL else None, 0),
+            number(sum(of_name.values()), 0),
         ]
         for row in rows
-        for name in names
+        for name, of_name in row["parts"].items()
     ]  # fmt: skip
     return "\n".join(
         [
@@ -336,12 +454,14 @@ def to_markdown(report: dict[str, Any]) -> str:
             table(["target", "at most", "measured", ""], target_rows(report["targets"])),
             "## Videos per second\n",
             f"Two clips each, of the fastest step. Ratios of times to {IIVCL}, fastest / median "
-            "over the rounds.\n",
-            table([*header, *names, *(f"{n} / {IIVCL}" for n in names[1:])], speed),
+            "over the rounds. The bound is the best other's time over that of the decoder alone "
+            "and the network: more cannot be had without decoding fewer frames.\n",
+            table([*header, *names, *(f"{n} / {IIVCL}" for n in names[1:]), "bound"], speed),
             "## Share of each part, in percent\n",
             "Backward holds the optimizer; method is momentum update, lookup, loss with its "
-            "gradient up to the embeddings, and queue.\n",
-            table([*header, "", *PARTS, "ms in all"], parts),
+            "gradient up to the embeddings, and queue. Of decoding, the decoder alone takes the "
+            "share of the last but one column.\n",
+            table([*header, "", *PARTS, "decoder alone / decode", "ms in all"], parts),
         ]
     )
 
@@ -350,17 +470,12 @@ def main() -> None:
     args = arguments(__doc__)
     backbones.small = small_encoder  # type: ignore[attr-defined]  # where Scene looks for networks
     load = [os.getloadavg()[0]]
-    settings = [("small", 4, 8, 112, True), ("r3d_18", 2, 8, 64, False)]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), 4 if args.quick else 6)
-        for model, videos, frames, pixels, reading_counts in settings:
-            for kind, paths in list(files.items())[: 2 if reading_counts else 1]:
-                setting = Setting(
-                    model, min(videos, len(paths)), frames, pixels, "float32", args.device
-                )
-                results.append(measure(setting, kind, paths, reading_counts, args.seconds))
-                print(setting, kind, results[-1]["ratios"], flush=True)
+        for row in ROWS_OF_TABLE:
+            results.append(measure(row, files[row.files], args.device, args.seconds))
+            print(row, results[-1]["ratios"], flush=True)
     report = {
         "environment": environment(args.device, ("torchvision", "av", "lightly", "torchcodec")),
         "load": [*load, os.getloadavg()[0]],

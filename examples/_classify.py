@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from _data import Data
 from _features import Recipe, read_means
 from _optimizer import half_cosine, make_optimizer, set_rate
-from _resume import Data, need
+from _resume import need
 from torch import Tensor, nn
 from tqdm import tqdm
 

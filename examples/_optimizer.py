@@ -6,8 +6,7 @@ And when the gradients of a step that is computed in parts are averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -92,13 +91,9 @@ def layers(encoder: nn.Module) -> list[list[nn.Module]]:
     return found
 
 
-@contextmanager
-def averaging(encoder: nn.Module, now: bool) -> Iterator[None]:
-    """Average gradients over the ranks in this backward pass, or only add them up on each."""
-    if isinstance(encoder, DistributedDataParallel) and not now:
-        with encoder.no_sync():
-            yield
-        return
-    if hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
+def average_gradients(encoder: nn.Module, now: bool) -> None:
+    """Have the next backward pass average gradients over the ranks, or only add them up on each."""
+    if isinstance(encoder, DistributedDataParallel):
+        encoder.require_backward_grad_sync = now  # what its no_sync() sets
+    elif hasattr(encoder, "set_requires_gradient_sync"):  # of fully_shard
         encoder.set_requires_gradient_sync(now)
-    yield

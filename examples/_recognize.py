@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from _checkpoints import Run, averaged_buffers, unwrap
 from _classify import Softmax, subset
 from _features import Rows, read_means, versions
 from _report import Report, accuracy, json_text, plain
-from _resume import Run, averaged_buffers, need, on_rank_0, refusing, say, unwrap, write_whole
+from _resume import need, on_rank_0, refusing, say, write_whole
 from _sides import read_sides
 from torch import nn
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _resume import need, read_videos, refusing
+from _data import read_videos
+from _resume import need, refusing
 from torch import Tensor
 
 from iivcl import data

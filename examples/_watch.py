@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from _resume import Data, Run, averaged_buffers, say, stay_alive, unwrap, write_whole
+from _checkpoints import Run, averaged_buffers, unwrap
+from _data import Data
+from _resume import say, stay_alive, write_whole
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.utils.data import DataLoader

@@ -35,6 +35,7 @@ from _features import build, open_encoder, saved_with, versions
 from _resume import need, refusing
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from tqdm import tqdm
 
 from iivcl import backbones
 
@@ -154,7 +155,7 @@ def write_programs(
     with exporting():
         program = torch.export.export(encoder, (clips,), dynamic_shapes=batch, strict=False)
     files: list[Path] = []
-    for name in args.to:
+    for name in tqdm(args.to, "export", unit="file"):
         file = folder / f"model.{name}"
         with exporting():
             run = {"pt2": write_pt2, "onnx": write_onnx}[name](program, file)
@@ -167,7 +168,7 @@ def write_programs(
         written = list(folder.glob(f"{file.name}*"))  # weights over 2 GiB are in a second one
         files += written
         size = sum(path.stat().st_size for path in written) / 2**20
-        print(f"{args.out / file.name}: {size:.1f} MiB, largest difference {difference:.1e}")
+        tqdm.write(f"{args.out / file.name}: {size:.1f} MiB, largest difference {difference:.1e}")
     return files
 
 

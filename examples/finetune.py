@@ -9,8 +9,8 @@ takes, with a split. A run that was stopped goes on with --resume auto, bit for 
 has the test of the last and of the best epoch, with the whole protocol.
 
 This file is the settings and the loop. `_recognize.py` has the videos and the test, `_classify.py`
-the classifier and its training views, `_optimizer.py` learning rates, `_resume.py` checkpoints:
-copy all the `_` files with it.
+the classifier and its training views, `_optimizer.py` learning rates; `_resume.py` and
+`_checkpoints.py` let it go on: copy all the `_` files with it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from _checkpoints import Run, encoder_weights, publish, resume, save, seed_rank
 from _classify import ZOOM, Classifier, TrainingViews, to_input, training_recipe, width_of
+from _data import Data
 from _features import absolute, open_encoder, parts, saved_with
 from _optimizer import (
-    averaging,
+    average_gradients,
     drops,
     half_cosine,
     make_optimizer,
@@ -40,19 +42,12 @@ from _report import Report
 from _resume import (
     FREE,
     TO_BE_CONTINUED,
-    Data,
-    Run,
     Signals,
     begin_folder,
-    encoder_weights,
     is_due,
     need,
-    publish,
     refusing,
-    resume,
-    save,
     say,
-    seed_rank,
     start,
 )
 from _settings import begin_parser, check_run
@@ -300,11 +295,11 @@ def take_step(
             mix = v2.MixUp(num_classes=classes, alpha=args.mixup)
             clips, target = mix(tv_tensors.Video(clips), labels)  # target (B, classes)
         clips = clips.as_subclass(Tensor).contiguous(memory_format=layout(args))
-        with averaging(run.encoder, now=number == len(batches)):
-            with torch.autocast(run.device.type, dtype, half):
-                logits = run.encoder(clips).float()  # (B, classes)
-                loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing)
-            run.scaler.scale(loss / len(batches)).backward()
+        average_gradients(run.encoder, now=number == len(batches))
+        with torch.autocast(run.device.type, dtype, half):
+            logits = run.encoder(clips).float()  # (B, classes)
+            loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing)
+        run.scaler.scale(loss / len(batches)).backward()
         losses.append(loss.detach())
         hits.append((logits.detach().argmax(1) == labels).float().mean())
     run.scaler.step(run.optimizer)

@@ -14,7 +14,7 @@ easier. `result.json` has the test of the last and of the best epoch with the wh
 `detections.csv` the last detections, as AVA's evaluation takes them.
 
 This file is the settings, the detector, the loop and the test; `_keyframes.py` has the clips. Copy
-both with it, and `_features.py`, `_optimizer.py`, `_report.py`, `_resume.py`, `_settings.py`.
+the `_` files with it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from _checkpoints import seed_rank
+from _data import Batches
 from _features import absolute, build, file_hash, parts, saved_with, versions
 from _keyframes import Keyframes, batches_of_videos, open_loader
 from _optimizer import drops, make_optimizer, parameter_groups, set_rate
 from _report import Report, json_text
-from _resume import Batches, need, refusing, say, seed_rank, write_whole
+from _resume import need, refusing, say, write_whole
 from _settings import begin_parser
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel

@@ -6,9 +6,9 @@
     sbatch examples/pretrain.sbatch --data shards/ --out run/ --preset paper
 
 This file is the settings, the methods and the loop: read it from top to bottom, copy it, change it.
-What lets a stopped run go on stands in `_resume.py` (data, checkpoints, signals), what is seen of a
-run in `_watch.py` (numbers, pictures, health), learning rates in `_optimizer.py`, how settings are
-shown and refused in `_settings.py`; all four are copied with it.
+Copy the files beside it with it: `_data.py` reads videos, `_checkpoints.py` and `_resume.py` let a
+stopped run go on, `_watch.py` has numbers, pictures and health, `_optimizer.py` learning rates and
+`_settings.py` what the command lines of several scripts share.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import importlib
 import itertools
 import math
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,23 +26,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from _optimizer import averaging, half_cosine, make_optimizer, parameter_groups, set_rate
-from _resume import (
-    TO_BE_CONTINUED,
-    Data,
-    Run,
-    Signals,
-    begin_folder,
-    is_due,
-    need,
-    publish,
-    refusing,
-    resume,
-    save,
-    say,
-    seed_rank,
-    start,
+from _checkpoints import Run, publish, resume, save, seed_rank
+from _data import Data
+from _optimizer import (
+    average_gradients,
+    half_cosine,
+    layers,
+    make_optimizer,
+    parameter_groups,
+    set_rate,
 )
+from _resume import TO_BE_CONTINUED, Signals, begin_folder, is_due, need, refusing, say, start
 from _settings import begin_parser, check_run
 from _watch import (
     Log,
@@ -65,11 +60,12 @@ from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {  # a GPU or a few, some thousand videos
         "backbone": "r2plus1d_18", "frames": 16, "stride": 2.0, "size": 112, "batch_size": 64,
-        "queue_size": 16_384, "epochs": 100, "warmup_epochs": 10,
+        "queue_size": 16_384, "epochs": 100, "warmup_epochs": 10, "head_norm": "batch",
     },
     "paper": {  # rho-MoCo, arXiv 2104.14558: Kinetics-400 on 64 GPUs
         "backbone": "slow_r50", "frames": 8, "stride": 8.0, "size": 224, "batch_size": 512,
         "queue_size": 65_536, "epochs": 200, "warmup_epochs": 35, "precision": "bfloat16",
+        "head_norm": "none",
     },
 }  # fmt: skip
 
@@ -88,9 +84,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--stride", None, "frames from one to the next", type=float)
     add("--clips", 2, "per video (rho)", type=int)
     add("--size", None, "pixels of a clip", type=int)
+    add("--crop", [0.2, 0.766], "share of a frame that a clip keeps", type=float, nargs=2)
     add("--backbone", None, "name in iivcl.backbones, or my_module:my_function")
     add("--init", None, "weights of the backbone to begin with", type=Path)
     add("--dim", 128, "of the embedding", type=int)
+    add("--head-norm", None, "of the hidden layers of the head", choices=("batch", "none"))
     add("--batch-norm", None, "default: sync on GPUs", choices=("local", "shuffle", "sync"))
     add("--queue-size", None, "rows, over all ranks", type=int)
     add("--queue", "gather", "what ranks hold of it", choices=("gather", "shard", "local"))
@@ -139,25 +137,22 @@ def settle(args: argparse.Namespace) -> None:
         # Shuffling sends every clip to every rank: on many it costs more than the step.
         args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
     check_run(args, "dim", "queue_size")
-    need(args.clips >= 2, f"--clips must be at least 2; got {args.clips}")
-    need(
-        args.queue != "shard" or args.queue_size % ranks == 0,
-        f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks",
-    )
-    need(
-        args.neighbors <= args.queue_size,
-        f"--neighbors {args.neighbors} are more than --queue-size {args.queue_size}",
-    )
-    need(
-        args.method != "nnclr" or args.queue != "shard",
-        "--method nnclr takes neighbours out of the queue of its own rank: use --queue gather",
-    )
-    need(
-        args.batch_norm != "shuffle" or has_key_encoder,
-        f"--method {args.method} has no key "
-        "encoder whose batch could be shuffled: use --batch-norm sync or local",
-    )
-    need(not args.fsdp or args.precision != "float16", "--fsdp scales no loss: use bfloat16")
+    low, high = args.crop
+    wrong = {
+        f"--crop must rise within (0, 1]; got {low} {high}": not 0 < low <= high <= 1,
+        f"--clips must be at least 2; got {args.clips}": args.clips < 2,
+        f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks":
+            args.queue == "shard" and args.queue_size % ranks,
+        f"--neighbors {args.neighbors} are more than --queue-size {args.queue_size}":
+            args.neighbors > args.queue_size,
+        "--method nnclr takes neighbours out of the queue of its own rank: use --queue gather":
+            args.method == "nnclr" and args.queue == "shard",
+        f"--method {args.method} has no key encoder whose batch could be shuffled: use "
+        "--batch-norm sync or local": args.batch_norm == "shuffle" and not has_key_encoder,
+        "--fsdp scales no loss: use bfloat16": args.fsdp and args.precision == "float16",
+    }  # fmt: skip
+    for message, holds in wrong.items():
+        need(not holds, message)
 
 
 # Methods: each makes a loss, and keys for the queue, of B videos of V clips.
@@ -180,7 +175,9 @@ class Encoder(nn.Module):
                 report = backbones.load_weights(self.backbone, args.init)
             say(f"weights of {args.init}; not used: {len(report.unused)} tensors")
         width = self.backbone.feature_dim
-        self.head = backbones.ProjectionHead(width, width, args.dim)
+        # In short runs on few videos, a head without norm leaves all embeddings alike for long.
+        norm = "batch" if args.head_norm == "batch" else None
+        self.head = backbones.ProjectionHead(width, width, args.dim, norm=norm)
         nnclr = args.method == "nnclr"
         self.predictor = backbones.PredictionHead(args.dim, 4 * args.dim) if nnclr else None
 
@@ -325,30 +322,12 @@ def layout(args: argparse.Namespace) -> torch.memory_format:
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
-    """Shard every block of the backbone on its own, and what is left together."""
+    """Shard every layer of the backbone on its own, and what is left together."""
     need(hasattr(dist.fsdp, "fully_shard"), f"--fsdp needs torch >= 2.6; got {torch.__version__}")
     mesh = dist.device_mesh.init_device_mesh(device.type, (world_size(),))
-    # Resharded at once, also the root: between two passes every parameter is this rank's part.
-    shard_one = partial(dist.fsdp.fully_shard, mesh=mesh, reshard_after_forward=True)
-
-    def shard_blocks(parent: nn.Module) -> None:
-        for child in parent.children():
-            is_list, in_list = (
-                isinstance(m, (nn.Sequential, nn.ModuleList)) for m in (child, parent)
-            )
-            if in_list and not is_list and list(child.parameters()):
-                shard_one(child)
-            else:
-                shard_blocks(child)
-
-    shard_blocks(encoder.backbone)
-    shard_one(encoder)
-
-
-def about(args: argparse.Namespace) -> dict[str, Any]:
-    """What must be known to use the encoder."""
-    names = ("method", "backbone", "frames", "stride", "size")
-    return {name: getattr(args, name) for name in names}
+    for module in (*(layer[0] for layer in layers(encoder.backbone)), encoder):
+        # Resharded at once, also the last: between two passes every parameter is this rank's part.
+        dist.fsdp.fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> int:
@@ -356,7 +335,6 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
     signals, data = Signals(), Data(args)
     begin_folder(args, data.files, hosts)
     run = build(args, device, hosts)
-    total, warmup = args.epochs * data.steps, args.warmup_epochs * data.steps
     source = resume(run, args.out / "checkpoints") if args.resume else None
     need(
         not data.is_tar or run.ranks == world_size() or run.step % data.steps == 0,
@@ -366,15 +344,33 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
     say(f"{data.num_videos} videos, {data.steps} steps an epoch; "
         f"{data.num_videos % args.batch_size} videos are left out of each")  # fmt: skip
     say(f"going on from {source}" if source else "beginning at step 0")
+    total = args.epochs * data.steps
     log = Log(args.out, run.step, clips_per_step=args.batch_size * args.clips)
+    bar = tqdm(initial=run.step, total=total, disable=rank() > 0, unit="step",
+               mininterval=0.5 if sys.stderr.isatty() else 30)  # fmt: skip
+    with closing(log), bar:
+        take_steps(args, run, data, signals, log, bar)
+    if run.step < total:
+        say(f"stopped at step {run.step} of {total}; --resume auto goes on")
+        return TO_BE_CONTINUED
+    publish(args.out, hosts)
+    say(f"finished: {args.out / 'encoder.pt'}")
+    return 0
 
+
+def take_steps(
+    args: argparse.Namespace, run: Run, data: Data, signals: Signals, log: Log, bar: tqdm[Any]
+) -> None:
+    """Train from the step of the run to the last, or until told to stop."""
+    total, warmup = args.epochs * data.steps, args.warmup_epochs * data.steps
+    names = ("method", "backbone", "frames", "stride", "size")  # to be known of the encoder
+    about = {name: getattr(args, name) for name in names}
     colours = augment.rho_moco(args.size)[2:]
     apply = torch.compile(colours.apply, fullgraph=True) if args.compile else colours.apply
     half = args.precision != "float32"
-    autocast = torch.autocast(device.type, getattr(torch, args.precision) if half else None, half)
+    dtype = getattr(torch, args.precision) if half else None
+    autocast = torch.autocast(run.device.type, dtype, half)
     recent: list[tuple[int, Tensor, Tensor]] = []  # steps since the last check: loss and videos
-    bar = tqdm(initial=run.step, total=total, disable=rank() > 0, unit="step",
-               mininterval=0.5 if sys.stderr.isatty() else 30)  # fmt: skip
 
     while run.step < total:
         epoch, first = divmod(run.step, data.steps)
@@ -388,15 +384,16 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
                 momentum_update_(run.key_encoder, run.encoder, momentum)
             keys, rows, losses = [], [], []
             for number, part in enumerate(parts, start=1):
-                clips, videos, labels, *group_ids = (x.to(device, non_blocking=True) for x in part)
+                part = (x.to(run.device, non_blocking=True) for x in part)
+                clips, videos, labels, *group_ids = part
                 ids = group_ids[0] if group_ids else videos  # (B,)
                 clips = clips.flatten(0, 1)  # (B * V, C, T, H, W) uint8
                 views = apply(clips, colours.make_params(clips))
                 views = views.contiguous(memory_format=layout(args))
-                with averaging(run.encoder, now=number == len(parts)):
-                    with autocast:
-                        out = METHODS[args.method](views, ids, run, inter_weight, args)
-                    run.scaler.scale(out.terms["loss"] / len(parts)).backward()
+                average_gradients(run.encoder, now=number == len(parts))
+                with autocast:
+                    out = METHODS[args.method](views, ids, run, inter_weight, args)
+                run.scaler.scale(out.terms["loss"] / len(parts)).backward()
                 keys.append(out.key.flatten(0, 1))
                 rows.append(torch.stack([ids, videos, labels]).repeat_interleave(args.clips, 1))
                 losses.append(out.terms["loss"].detach())
@@ -406,7 +403,7 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
             run.step += 1
             recent.append((run.step, torch.stack(losses).mean(), torch.cat([p[1] for p in parts])))
 
-            stops = signals.seen_by_any(hosts)
+            stops = signals.seen_by_any(run.hosts)
             ends_epoch = run.step % data.steps == 0
             saves = stops or is_due(run.step, args.save_every or data.steps, total)
             looks = ends_epoch or is_due(run.step, args.log_every, total)
@@ -429,17 +426,9 @@ def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGro
                 bar.set_postfix(log.shown)
             bar.update()
             if saves:
-                save(run, args.out / "checkpoints", keep=args.keep, about=about(args))
-            if stops and run.step < total:
-                bar.close()
-                log.close()
-                say(f"stopped at step {run.step} of {total}; --resume auto goes on")
-                return TO_BE_CONTINUED
-    bar.close()
-    log.close()
-    publish(args.out, hosts)
-    say(f"finished: {args.out / 'encoder.pt'}")
-    return 0
+                save(run, args.out / "checkpoints", keep=args.keep, about=about)
+            if stops:
+                return
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,12 +9,11 @@ Copy this file and change it: it is one training loop, read from top to bottom.
 """
 
 import argparse
-import csv
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,45 +73,44 @@ def read_videos(source: Path) -> tuple[data.Manifest, data.Manifest]:
         raise FileNotFoundError(f"no such file or folder: {source}")
     if source.is_dir():
         paths = data.find_videos(source)
-        classes = sorted({str(Path(path).parent) for path in paths})
-        labels = torch.tensor([classes.index(str(Path(path).parent)) for path in paths])
-        videos, splits = data.Manifest(paths, labels, torch.arange(len(paths)), classes), []
+        if len(paths) < 2:
+            raise ValueError(f"at least 2 videos are needed; {source} has {len(paths)}")
+        classes, labels = np.unique([str(Path(path).parent) for path in paths], return_inverse=True)
+        ids = torch.arange(len(paths))
+        videos = data.Manifest(paths, torch.from_numpy(labels), ids, classes.tolist())
     else:
         videos = data.read_manifest(source)  # whose ids are the groups
-        lines = filter(str.strip, source.read_text(encoding="utf-8-sig").splitlines())
-        rows = csv.DictReader(lines) if source.suffix == ".csv" else map(json.loads, lines)
-        splits = [row["split"] for row in rows if row.get("split")]
-    if splits:
-        held_out = torch.tensor([split != "train" for split in splits])
-    else:  # one group in four
-        groups = videos.ids.unique()
-        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(0))
-        held_out = torch.isin(videos.ids, groups[order[: len(groups) // 4]])
+    if len({split == "train" for split in videos.splits}) == 2:
+        splits = [split if split == "train" else "test" for split in videos.splits]
+        videos = videos._replace(splits=splits)
+        return videos.split("train"), videos.split("test")
+    return videos.hold_out(0.25, generator=torch.Generator().manual_seed(0))
 
-    def part(which: Tensor) -> data.Manifest:
-        chosen = [videos.paths[i] for i in which.nonzero()[:, 0]]
-        return data.Manifest(chosen, videos.labels[which], videos.ids[which], videos.classes)
 
-    shared = ~held_out & torch.isin(videos.ids, videos.ids[held_out])
-    if shared.any():
-        print(f"Left out: {shared.sum()} videos to train on, whose group has held-out ones as well")
-    return part(~held_out & ~shared), part(held_out)
+class SideBySide(nn.ModuleDict):
+    """Several models of the same clips."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Put their features, (B, D) each, beside each other."""
+        features = [model(clips) for model in self.values()]
+        self.widths = [part.shape[1] for part in features]
+        return torch.cat(features, dim=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
     encoders = ("small", "mc3_18", "r2plus1d_18", "r3d_18", "s3d", "slow_r50", "swin3d_t")
-    parser.add_argument("--data", type=Path, help="folder of videos, or a .csv or .jsonl list")
-    parser.add_argument("--classes", type=int, default=8, help="of the generated set, 2 to 16")
-    parser.add_argument("--backbone", default="small", choices=encoders)
-    parser.add_argument("--steps", type=int, help="default: enough for a first look")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--on-error", default="skip", choices=("skip", "substitute", "raise"))
-    parser.add_argument("--out", type=Path, help="file to write the trained encoder to")
+    add("--data", type=Path, help="folder of videos, or a .csv or .jsonl list")
+    add("--classes", type=int, default=8, choices=range(2, 17), metavar="2..16", help="generated")
+    add("--backbone", default="small", choices=encoders, help="for a CPU: small")
+    add("--steps", type=int, help="default: enough for a first look")
+    add("--batch-size", type=int, default=32, help="videos; of each, two clips")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda")
+    add("--seed", type=int, default=0, help="of all that is drawn")
+    add("--out", type=Path, help="file to write the trained encoder to")
     args = parser.parse_args()
     if args.out is not None and not args.out.parent.is_dir():
         parser.error(f"--out: no such folder: {args.out.parent}")
@@ -133,7 +131,7 @@ def main() -> None:
         found = f"{len(train.paths)} videos to train on"
         parser.error(f"--data: {args.data} has {found}; give more, or a smaller --batch-size")
     every_label = torch.cat([train.labels, test.labels])
-    has_classes = len(test.paths) > 0 and len(every_label.unique()) > 1 and every_label.min() >= 0
+    has_classes = len(every_label.unique()) > 1 and every_label.min() >= 0
     # Crops are drawn in the workers, where files differ in size; colours in batches on the device.
     crop = augment.RandomResizedCrop(setting.size, scale=setting.scale)
     normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
@@ -141,34 +139,22 @@ def main() -> None:
     colours = augment.Compose(augment.ToFloat(), jitter, augment.RandomGrayscale(p=0.3), normalize)
     size, stride = setting.size, setting.stride
     recipe = data.ClipRecipe(num_frames=NUM_FRAMES, stride=stride, short_side=size * 5 // 4)
-    sets = [data.VideoClips(train, recipe, transform=crop, on_error=args.on_error, seed=args.seed)]
-    workers = {"num_workers": 2, "persistent_workers": True, "collate_fn": data.collate_clips}
-    loader = DataLoader(sets[0], args.batch_size, shuffle=True, drop_last=True, **workers)
+    sets = [data.VideoClips(train, recipe, transform=crop, on_error="skip", seed=args.seed)]
+    workers = {"num_workers": 2, "collate_fn": data.collate_clips}
+    loader = DataLoader(
+        sets[0], args.batch_size, shuffle=True, drop_last=True, persistent_workers=True, **workers
+    )
     steps = args.steps or max(setting.steps, 10 * len(loader))
 
     backbone = SmallEncoder() if args.backbone == "small" else getattr(backbones, args.backbone)()
     head = backbones.ProjectionHead(backbone.feature_dim, 256, DIM, num_layers=2, norm="batch")
     encoder = nn.Sequential(backbone, head).to(args.device, memory_format=torch.channels_last_3d)
-    key_encoder = momentum_copy(encoder)
+    key_encoder, untrained = momentum_copy(encoder), momentum_copy(backbone)
     queue = NNSupportQueue(QUEUE_SIZE, DIM).to(args.device)
     loss_fn = IIVCLLoss(num_neighbors=NUM_NEIGHBORS, temperature=TEMPERATURE, batch_negatives=True)
     optimizer = torch.optim.AdamW(encoder.parameters(), setting.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def recall(model: nn.Module, num_frames: int = NUM_FRAMES) -> float:
-        """Measure R@1: has the nearest training video the class of the held-out one?"""
-        whole = replace(recipe, num_frames=num_frames, sampling="uniform")
-        middle = augment.Compose(augment.ResizeShortSide(size), augment.CenterCrop(size))
-        model, found = nn.Sequential(augment.ToFloat(), normalize, model), []
-        for videos in (test, train):
-            clips = data.VideoClips(videos, whole, transform=middle, on_error=args.on_error)
-            batches = tqdm(DataLoader(clips, 64, **workers), "features")
-            found.append(extract_features(model, batches, device=args.device))
-            sets.append(clips)
-        (query, _, query_labels), (gallery, _, gallery_labels) = found
-        return retrieval_recall(query, query_labels, gallery, gallery_labels, ks=(1,))[1]
-
-    random_init = recall(backbone) if has_classes else 0.0
     label_of = torch.zeros(int(train.ids.max()) + 1, dtype=torch.int64)  # of every group
     label_of = label_of.scatter(0, train.ids, train.labels).to(args.device)
     step, progress = 0, tqdm(total=steps, desc="pretrain")
@@ -207,22 +193,33 @@ def main() -> None:
         torch.save(encoder.state_dict(), unfinished)
         unfinished.replace(args.out)
         print(f"encoder: {args.out}")
-    if has_classes:
-        trained = recall(backbone)
-        one_frame = recall(nn.Flatten(), 1)  # what is known without seeing motion
-        mean_colour = recall(nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), 1)
+    if has_classes:  # R@1: has the nearest training video the class of the held-out one?
+        frame = nn.AvgPool3d(1, stride=(NUM_FRAMES, 1, 1))  # the first: nothing moves
+        colour = nn.Sequential(frame, nn.AdaptiveAvgPool3d(1))
+        models = {"random init": untrained, "trained": backbone, "frame": frame, "colour": colour}
+        models = SideBySide({name: nn.Sequential(m, nn.Flatten()) for name, m in models.items()})
+        middle = augment.Compose(augment.ResizeShortSide(size), augment.CenterCrop(size))
+        found = []
+        for part, videos in (("held out", test), ("gallery", train)):
+            whole = replace(recipe, sampling="uniform")
+            sets.append(data.VideoClips(videos, whole, transform=middle, on_error="skip"))
+            batches = tqdm(DataLoader(sets[-1], 64, **workers), part)
+            model = nn.Sequential(augment.ToFloat(), normalize, models)
+            found.append(extract_features(model, batches, device=args.device))
+        (query, _, labels), (gallery, _, gallery_labels) = found
+        pairs = zip(*(side.split(models.widths, dim=1) for side in (query, gallery)), strict=True)
+        r1 = [retrieval_recall(q, labels, g, gallery_labels, ks=(1,))[1] for q, g in pairs]
+        random_init, trained, one_frame, mean_colour = r1
         chance = (test.labels[:, None] == train.labels).float().mean()
         print(f"no motion: one frame {one_frame:.3f}, mean colour {mean_colour:.3f}")
         print(f"retrieval R@1: random init {random_init:.3f} -> trained {trained:.3f}", end=" ")
-        print(f"(chance {chance:.3f}, {len(test.paths)} videos)")
+        print(f"(chance {chance:.3f}, {len(labels)} videos)")
     if spread < 0.4 * DIM**-0.5:
         print(f"It did not learn: all embeddings are alike (std {spread:.3f} of {DIM**-0.5:.3f}).")
         print("At the top of this file, set more steps, a lower learning rate, or milder changes.")
     elif has_classes and trained < random_init + 0.05:
         print("It did not learn your classes. At the top of this file, set more steps, a stride at")
-        print(
-            "which a clip shows a whole motion, or a larger size; give near-duplicates one group."
-        )
+        print("which a clip shows a whole motion, or a larger size; near-duplicates in one group.")
     if unreadable := {f.path: f.cause for part in sets for f in part.failures()}:
         print(f"Left out, since they could not be read: {len(unreadable)} videos, such as")
         print(*list(unreadable.values())[:5], sep="\n")

@@ -113,7 +113,10 @@ class Candidates(NamedTuple):
             if forward_ad.unpack_dual(query).tangent is not None:  # type: ignore[no-untyped-call]
                 raise NotImplementedError(_FIRST_ORDER)
             slopes = torch.is_grad_enabled() and query.requires_grad
-            return _log_sum_exp(query, size, slopes, *self)[0]  # type: ignore[no-any-return]
+            is_one = size >= len(self.keys) and not _engine.on_cpu(query)
+            fused = is_one and torch.compiler.is_compiling()
+            operator = _Traced.apply if fused else _log_sum_exp
+            return operator(query, size, slopes, *self)[0]  # type: ignore[no-any-return]
 
     def chunk(self, span: slice, dtype: torch.dtype) -> Tensor:
         """Give the keys ``span`` of unit length, (c, D)."""
@@ -304,3 +307,18 @@ def _backward(ctx: Any, grad: Tensor | None, _: object) -> tuple[Tensor | None, 
 
 
 _log_sum_exp.register_autograd(_backward, setup_context=_save)
+
+
+class _Traced(torch.autograd.Function):
+    """The same, open to a compiler: what a GPU does with one chunk are few kernels when joined."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _stream(*inputs)
+        ctx.mark_non_differentiable(output[1])
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: object) -> Any:
+        return _backward(ctx, grad, _)

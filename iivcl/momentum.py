@@ -102,7 +102,8 @@ def momentum_update_(
         source: Encoder that is trained. Either may be wrapped by ``DistributedDataParallel``,
             ``DataParallel`` or ``torch.compile``.
         momentum: Share of the target that stays, in [0, 1]. As a 0-d tensor on the target's device
-            it is read anew by every replay of a CUDA graph, and its range is not checked.
+            it is read anew by every replay of a CUDA graph, and its range is not checked; meanwhile
+            a GPU holds one more copy of the weights.
         buffers: Policy for the buffers.
 
     Raises:

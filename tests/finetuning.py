@@ -10,7 +10,6 @@ from typing import Any
 import pretraining
 import tiny_encoder
 import torch
-import torch.distributed as dist
 
 from iivcl.data import make_synthetic_videos
 
@@ -51,8 +50,7 @@ def finetune(
         try:
             return int(module.main(arguments))
         finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            pretraining.end_group()
 
 
 def read(path: Path) -> Any:

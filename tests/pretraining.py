@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import signal
@@ -58,6 +59,13 @@ def told_to_stop(module: Any, stop: int | None) -> Iterator[None]:
         module.Signals = original
 
 
+def end_group() -> None:
+    """Leave nothing of a run's process group: a worker forked later that collected it would die."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()
+
+
 def pretrain(data: Path, out: Path, *options: str, stop: int | None = None) -> int:
     """Run the example in this process; ``stop`` is the step at which it is told to stop.
 
@@ -73,8 +81,8 @@ def pretrain(data: Path, out: Path, *options: str, stop: int | None = None) -> i
             settings = module.parse_args(args)
             return int(module.train(settings, torch.device("cpu"), dist.group.WORLD))
     finally:
-        if group_is_mine and dist.is_initialized():
-            dist.destroy_process_group()
+        if group_is_mine:
+            end_group()
 
 
 def on_ranks(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[int | str]:
@@ -86,6 +94,27 @@ def on_ranks(rank: int, world: int, jobs: list[tuple[Any, ...]]) -> list[int | s
         except (SystemExit, Exception) as error:
             results.append(f"{type(error).__name__}: {error}")
     return results
+
+
+def gradients_of_parts(rank: int, world: int) -> list[list[torch.Tensor]]:
+    """Give the gradient of a step of two parts, replicated and, where it can be, sharded."""
+    gradients = []
+    for sharded in (False, True)[: 1 + SHARDS_WEIGHTS]:
+        torch.manual_seed(0)
+        model: torch.nn.Module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        if sharded:
+            encoder = torch.nn.Module()
+            encoder.backbone, encoder.forward = model, model.forward
+            load().shard(encoder, torch.device("cpu"))
+            model = encoder
+        else:
+            model = torch.nn.parallel.DistributedDataParallel(model)
+        for part in range(2):
+            load("_optimizer").average_gradients(model, now=part == 1)
+            model(torch.full((1, 4), 1.0 + rank + 2 * part)).square().sum().backward()
+        whole = [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in model.parameters()]
+        gradients.append(whole)
+    return gradients
 
 
 def write_shards(videos: Path, folder: Path) -> Path:

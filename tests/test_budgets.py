@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from operations import count
-from torch import nn
+from torch import Tensor, nn
 
 from iivcl import IIVCLLoss, NNSupportQueue, _engine
 from iivcl.momentum import momentum_copy, momentum_update_
@@ -23,12 +24,16 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
 
 
-def operations() -> dict[str, Callable[[], object]]:
+def inputs() -> tuple[Tensor, Tensor, NNSupportQueue, Tensor]:
     torch.manual_seed(0)
     queue, ids = NNSupportQueue(ROWS, DIM), torch.randint(ROWS // 8, (BATCH,))
     queue.enqueue(torch.randn(ROWS, DIM), torch.arange(ROWS) // 8)
     key = F.normalize(torch.randn(BATCH, DIM), dim=1)
-    query, criterion = key.clone().requires_grad_(), IIVCLLoss()
+    return key.clone().requires_grad_(), key, queue, ids
+
+
+def operations() -> dict[str, Callable[[], object]]:
+    (query, key, queue, ids), criterion = inputs(), IIVCLLoss()
     encoder = nn.Linear(DIM, DIM)
     key_encoder = momentum_copy(encoder)
     return {
@@ -57,6 +62,43 @@ BUDGETS = {
 def test_no_more_operations_than_the_budget(name: str) -> None:
     counts = count(operations()[name])
     assert 0 < sum(counts.values()) <= BUDGETS[name], counts
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_no_more_kernels_than_the_budget_in_a_compiled_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Inductor schedules them on the CPU, and what the operators launch that it cannot join."""
+    from torch._inductor.scheduler import NopKernelSchedulerNode, Scheduler
+
+    kernels: list[str] = []
+    generate = Scheduler.codegen
+
+    def listed(self: Any) -> Any:
+        for node in self.nodes:
+            is_kernel = not isinstance(node, NopKernelSchedulerNode)
+            # What several outputs of one operator are called is no kernel.
+            if is_kernel and not (node.is_extern() and "MultiOutput" in str(type(node.node))):
+                kernels.append(str(getattr(node.node, "python_kernel_name", None)))
+        return generate(self)
+
+    monkeypatch.setattr(Scheduler, "codegen", listed)
+    lookup = sum(count(operations()["nearest, ids"]).values())
+    query, key, queue, ids = inputs()
+
+    def loss(query: Tensor, key: Tensor, ids: Tensor) -> Tensor:
+        return IIVCLLoss()(query, key, queue, ids=ids).loss
+
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        compiled = torch.compile(loss, fullgraph=True)(query, key, ids)
+        (gradient,) = torch.autograd.grad(compiled, query)
+    torch._dynamo.reset()
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss(query, key, ids), query)[0])
+    opaque = [name for name in kernels if "iivcl" in name]
+    assert opaque == ["torch.ops.iivcl.search.default"]
+    assert len(kernels) - 1 + lookup <= 45, kernels  # some of the lookup's are counted twice
 
 
 def test_the_counter_opens_operators_and_passes_over_views() -> None:

@@ -17,6 +17,7 @@ import pytest
 import tiny_encoder
 import torch
 import videos
+from example_runs import EXAMPLES
 from PIL import Image
 from torch import Tensor
 
@@ -376,7 +377,7 @@ def test_two_processes_classify_every_box_once(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    script, out = pretraining.EXAMPLES / "finetune_detection.py", tmp_path / "run"
+    script, out = EXAMPLES / "finetune_detection.py", tmp_path / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launch, str(script), *arguments(scenes, out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -15,6 +15,7 @@ import finetuning
 import pretraining
 import pytest
 import torch
+from example_runs import EXAMPLES
 from finetuning import finetune, read
 from pretraining import assert_same_run
 
@@ -105,7 +106,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
 ) -> None:
     out = tmp_path / "run"
     command = [
-        sys.executable, pretraining.EXAMPLES / "finetune.py", encoder, manifest, f"--out={out}",
+        sys.executable, EXAMPLES / "finetune.py", encoder, manifest, f"--out={out}",
         *finetuning.SMALL, "--resume=auto",
     ]  # fmt: skip
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
@@ -186,7 +187,7 @@ def test_two_ranks_make_the_steps_of_one(
     assert finetune("random", odd, tmp_path / "one", *options) == 0
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        pretraining.EXAMPLES / "finetune.py", "random", odd, f"--out={tmp_path / 'two'}",
+        EXAMPLES / "finetune.py", "random", odd, f"--out={tmp_path / 'two'}",
         *finetuning.SMALL, *options,
     ]  # fmt: skip
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from itertools import chain
@@ -16,6 +17,7 @@ import torch
 from example_runs import EXAMPLES
 from PIL import Image
 from pretraining import log, pretrain, tensors, timeless
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from iivcl.data import make_synthetic_videos
@@ -73,7 +75,13 @@ def test_ten_steps_of_every_method(
     for path in pictures:
         with Image.open(path) as image:
             assert np.asarray(image).std() > 10
-    assert list((out / "tensorboard").iterdir())
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    tags = board.Tags()
+    assert set(tags["scalars"]) == lines[-1].keys() - {"step"}
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(
+        [line["loss"] for line in lines]
+    )
+    assert [event.step for event in board.Images("neighbors")] == [5, 10]
     config = json.loads((out / "config.json").read_text())
     assert config["settings"]["method"] == method
     assert config["versions"].keys() == {"python", "torch", "torchvision", "av", "iivcl"}
@@ -84,20 +92,35 @@ def test_ten_steps_of_every_method(
     assert "wait=" in printed.err
 
 
+def test_presets_are_where_settings_begin() -> None:
+    module = pretraining.load()
+    for name, preset in module.PRESETS.items():
+        args = module.parse_args(["--data=x", "--out=y", f"--preset={name}"])
+        assert {option: getattr(args, option) for option in preset} == preset
+        overridden = ["--frames=4", "--size=64", "--backbone=r3d_18", "--epochs=3", "--stride=1.5"]
+        other = module.parse_args(["--data=x", "--out=y", f"--preset={name}", *overridden])
+        given = (other.frames, other.size, other.backbone, other.epochs, other.stride)
+        assert given == (4, 64, "r3d_18", 3, 1.5)
+        assert preset["backbone"] in module.backbones.__all__
+        module.settle(args)
+    assert args.lr == pytest.approx(0.4)  # of 512 videos
+    assert args.batch_norm == ("sync" if torch.cuda.is_available() else "shuffle")
+
+
 def test_order_of_videos_is_that_of_the_unbroken_run_wherever_it_is_taken_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    resume = pretraining.load("_resume")
+    reading = pretraining.load("_data")
     args = pretraining.load().parse_args(["--data=x", "--out=y", "--batch-size=4"])
     steps = 22 // 4
 
     def read(ranks: int, accumulate: int, epoch: int, step: int) -> list[list[int]]:
         """The videos of every step from one on, in the order of the queue."""
         args.accumulate, of_ranks = accumulate, []
-        monkeypatch.setattr(resume, "world_size", lambda: ranks)
+        monkeypatch.setattr(reading, "world_size", lambda: ranks)
         for r in range(ranks):
-            monkeypatch.setattr(resume, "rank", lambda r=r: r)
-            batches = resume.Batches(22, args)
+            monkeypatch.setattr(reading, "rank", lambda r=r: r)
+            batches = reading.Batches(22, args)
             batches.epoch, batches.step = epoch, step
             parts = list(batches)
             assert len(parts) == len(batches)
@@ -117,10 +140,20 @@ def test_order_of_videos_is_that_of_the_unbroken_run_wherever_it_is_taken_up(
     assert orders[0] != orders[1]
 
 
+def test_of_a_manifest_with_a_split_only_the_training_part_is_read(
+    videos: Path, tmp_path: Path
+) -> None:
+    paths = [str(path.resolve()) for path in sorted(videos.rglob("*.mp4"))]
+    seen = set(paths[::2])
+    rows = [f"{path},{'train' if path in seen else 'test'}" for path in paths]
+    (tmp_path / "set.csv").write_text("\n".join(["path,split", *rows]))
+    assert set(pretraining.load("_data").read_videos(tmp_path / "set.csv").paths) == seen
+
+
 def test_a_step_in_parts_is_the_step_as_a_whole(videos: Path, tmp_path: Path) -> None:
     """With queue negatives alone and no batch norm: one update, one enqueue, one schedule step."""
     options = ("--method=rho-moco", "--backbone=tiny_encoder:without_norm", "--batch-size=8")
-    options += ("--batch-norm=local",)
+    options += ("--batch-norm=local", "--head-norm=none")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     no_colours = pytest.MonkeyPatch()  # drawn per part, and so not the same
     presets = pretraining.load().augment
@@ -159,8 +192,9 @@ def test_sets_of_all_kinds(videos: Path, tmp_path: Path) -> None:
     shards = pretraining.write_shards(videos, tmp_path / "shards")
     for data in (manifest, shards):
         out = tmp_path / f"run-{data.name}"
-        assert pretrain(data, out, "--epochs=1") == 0
+        assert pretrain(data, out, "--epochs=1", "--knn-every=1") == 0
         assert [line["step"] for line in log(out)] == [1, 2, 3, 4, 5]
+        assert ("knn_accuracy" in log(out)[-1]) == (data == manifest)  # of shards nothing is listed
         assert all(0 <= line["neighbor_purity"] <= 1 for line in log(out)[1:])
         with Image.open(out / "neighbors" / "step-00000005.png") as image:
             frames = np.asarray(image)[8:72, 8:200]  # of the first query
@@ -176,6 +210,7 @@ def test_sets_of_all_kinds(videos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--crop", "0.5", "0.2"], "--crop must rise within (0, 1]; got 0.5 0.2"),
         (["--batch-size=6", "--accumulate=4"],
          "--batch-size 6 cannot be divided into 4 equal parts (1 ranks x --accumulate 4)"),
         (["--method=simclr", "--batch-norm=shuffle"],
@@ -239,14 +274,14 @@ def test_norms_and_biases_do_not_decay(videos: Path, tmp_path: Path) -> None:
 
 
 def test_exported_names_are_those_of_the_plain_backbone(tmp_path: Path) -> None:
-    module, resume = pretraining.load(), pretraining.load("_resume")
+    module, checkpoints = pretraining.load(), pretraining.load("_checkpoints")
     args = module.parse_args(["--data=x", "--out=y", *pretraining.SMALL])
     args.batch_norm = "local"
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         plain = module.build(args, torch.device("cpu"), None).encoder
-        expected = resume.encoder_weights(plain)
+        expected = checkpoints.encoder_weights(plain)
         assert expected.keys() == tiny_encoder.with_norm().state_dict().keys()
         compiled = module.build(args, torch.device("cpu"), None).encoder
         compiled.compile(backend="eager")
@@ -259,7 +294,7 @@ def test_exported_names_are_those_of_the_plain_backbone(tmp_path: Path) -> None:
             args.fsdp = True
             encoders.append(module.build(args, torch.device("cpu"), None).encoder)
         for encoder in encoders:
-            weights = resume.encoder_weights(encoder)
+            weights = checkpoints.encoder_weights(encoder)
             assert list(weights) == list(expected)
             for name, value in weights.items():
                 if "running" not in name and "tracked" not in name:
@@ -343,7 +378,7 @@ def test_the_plan_of_a_large_run_is_what_the_script_calculates(
 ) -> None:
     root = EXAMPLES.parent
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    scale = pretraining.importlib.import_module("scale")
+    scale = importlib.import_module("scale")
     scale.main()
     tables = capsys.readouterr().out.strip().split("\n\n")
     page = (root / "docs" / "how-to" / "scale.md").read_text()

@@ -148,6 +148,8 @@ if not pretraining.SHARDS_WEIGHTS:
 def of_two_ranks(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on two ranks: unbroken and stopped after step 4, left open, and begun on one rank."""
     root = tmp_path_factory.mktemp("ranks")
+    shard = ("--queue=shard",)
+    assert pretrain(videos, root / "shard from one", *shard, stop=6) == 75
     assert pretrain(videos, root / "from one", *VARIANTS["gather"], "--queue-size=96", stop=4) == 75
     jobs = []
     for name, options in VARIANTS.items():
@@ -157,11 +159,23 @@ def of_two_ranks(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     wide = (*VARIANTS["gather"], "--queue-size=96")
     jobs.append((videos, root / "from one", (*wide, "--resume=auto"), None))
     jobs.append((videos, root / "from two", wide, 4))
+    jobs.append((videos, root / "shard from one", (*shard, "--resume=auto"), 1))
     shards = pretraining.write_shards(videos, root / "tars")
     jobs += [(shards, root / "within an epoch", (), 3), (shards, root / "at its end", (), 5)]
     results = run_on_ranks(2, pretraining.on_ranks, jobs)
-    assert results == [[0, 75, 0] * len(VARIANTS) + [75, 75, 0, 75, 75, 75]] * 2
+    assert results == [[0, 75, 0] * len(VARIANTS) + [75, 75, 0, 75, 75, 75, 75]] * 2
     return root
+
+
+def test_gradients_of_a_step_in_parts_are_averaged_over_ranks() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    for number in (1.0, 2.0, 3.0, 4.0):  # of both ranks and parts
+        model(torch.full((1, 4), number)).square().sum().backward()
+    expected = [p.grad / 2 for p in model.parameters()]
+    for gradients in run_on_ranks(2, pretraining.gradients_of_parts):
+        for found in gradients:
+            torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -213,46 +227,35 @@ def test_another_number_of_ranks_reads_the_same_videos_in_the_same_order(
         assert all(line[name] == expected[name] for name in schedule)
 
 
-def test_shards_of_two_ranks_become_one(of_two_ranks: Path, videos: Path) -> None:
-    out = of_two_ranks / "shard open"
-    before = tensors(out, 6)
-    module, resume = pretraining.load(), pretraining.load("_resume")
-    args = module.parse_args([f"--data={videos}", f"--out={out}", *SMALL, "--queue=shard"])
-    args.batch_norm = "shuffle"
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        run = module.build(args, torch.device("cpu"), torch.distributed.group.WORLD)
-        resume.resume(run, out / "checkpoints")
-    finally:
-        torch.distributed.destroy_process_group()
-    assert (run.step, run.ranks) == (6, 2)
-    for name, ring in run.rings().items():
-        shards = [
-            {key: before[f"rank{r}.rings.{name}.{key}"] for key in ("stamps", "ids", "keys")}
-            for r in (0, 1)
-        ]
-        rows = sorted(
-            (int(stamp), int(i), *key.tolist())
-            for shard in shards
-            for stamp, i, key in zip(shard["stamps"], shard["ids"], shard["keys"], strict=True)
-        )
-        assert len(ring) == len(rows) == 24
-        own = zip(ring.stamps, ring.ids, ring.keys, strict=True)
-        assert sorted((int(s), int(i), *k.tolist()) for s, i, k in own) == rows
-        assert torch.equal(ring.stamps, ring.stamps.sort().values)
-    assert torch.equal(run.videos.ids, run.queue.ids)  # the rings are still in step
-
-
-def test_local_queues_stay_with_their_ranks(
-    of_two_ranks: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("shard open", 2, 1), ("shard from one", 1, 2)]
+)
+def test_shards_are_dealt_to_another_number_of_ranks(
+    name: str, before: int, after: int, of_two_ranks: Path, videos: Path
 ) -> None:
-    options = (*VARIANTS["local"], "--resume=auto")
-    assert pretrain(videos, of_two_ranks / "local open", *options) == 1
-    assert (
-        "step-00000006 has the local queues of 2 ranks, which belong to their ranks: resume with "
-        "2 ranks; got 1" in capsys.readouterr().err
-    )
+    out = of_two_ranks / name
+    if after == 1:
+        assert pretrain(videos, out, *VARIANTS["shard"], "--resume=auto", stop=1) == 75
+
+    def rows(step: int, ranks: int, ring: str) -> list[tuple[float, ...]]:
+        state, found = tensors(out, step), []
+        for r in range(ranks):
+            parts = {key: state[f"rank{r}.rings.{ring}.{key}"] for key in ("stamps", "ids", "keys")}
+            assert torch.equal(parts["ids"], state[f"rank{r}.rings.queue.ids"]) or ring == "labels"
+            found += zip(*(part.tolist() for part in parts.values()), strict=True)
+        return sorted(found)
+
+    for ring in ("queue", "videos", "labels"):
+        old, new = rows(6, before, ring), rows(7, after, ring)
+        assert len(old) == len(new) == 24
+        assert new[:16] == old[8:]  # the oldest of all have made way for the 8 keys of a step
+        assert [stamp for stamp, *_ in new] == [4] * 8 + [5] * 8 + [6] * 8
+
+
+def test_local_queues_stay_with_their_ranks(of_two_ranks: Path, videos: Path) -> None:
+    message = "step-00000006 has the local queues of 2 ranks, which belong to their ranks: resume"
+    with pytest.raises(SystemExit, match=rf"{message} with 2 ranks; got 1$"):
+        pretrain(videos, of_two_ranks / "local open", *VARIANTS["local"], "--resume=auto")
 
 
 def test_shards_within_an_epoch_stay_with_their_ranks(of_two_ranks: Path) -> None:
@@ -285,15 +288,18 @@ def test_ranks_that_are_signalled_make_their_step_save_and_end(
     assert_gone(everyone)
 
 
-def test_a_corrupt_file_on_one_rank_ends_both_by_name(videos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_error", ["raise", "substitute"])
+def test_a_corrupt_file_on_one_rank_is_named_and_ends_both_or_none(
+    on_error: str, videos: Path, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
     paths = [*sorted(videos.glob("*/*.mp4")), bad]
     manifest = tmp_path / "train.csv"
     manifest.write_text("path\n" + "".join(f"{path}\n" for path in paths[-20:]))
-    process = begin(manifest, tmp_path / "run", "--on-error=raise", "--workers=1", ranks=2)
-    status, _, error = end(process)
-    assert status != 0
+    options = (f"--on-error={on_error}", "--workers=1")
+    status, _, error = end(begin(manifest, tmp_path / "run", *options, ranks=2))
+    assert (status == 0) == (on_error == "substitute"), error
     assert f"{bad}: " in error
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +82,12 @@ def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(
 def test_a_run_that_was_killed_goes_on_bit_for_bit(
     stopped: Path, finished: Path, videos: Path
 ) -> None:
-    assert pretrain(videos, stopped, "--save-every=2", "--keep=9", "--resume=auto") == 0
+    again = ("--save-every=2", "--keep=9", "--resume=auto")
+    assert pretrain(videos, stopped, *again, "--workers=2") == 0  # read by others than before
     assert_same_run(stopped, finished)
     steps = [line["step"] for line in log(stopped)]
     assert steps == sorted(set(steps))
-    assert pretrain(videos, stopped, "--save-every=2", "--keep=9", "--resume=auto") == 0
+    assert pretrain(videos, stopped, *again) == 0
     assert_same_run(stopped, finished)  # there was nothing left to do
 
 
@@ -112,10 +115,10 @@ def cut(path: Path) -> None:
 
 
 DAMAGES: dict[str, Any] = {
-    "a file is cut short": (lambda p: cut(p / "__0_0.distcp"), "__0_0.distcp has "),
-    "a file is missing": (lambda p: (p / ".metadata").unlink(), ".metadata has 0 of "),
-    "no list of files": (lambda p: (p / "files.json").unlink(), "files.json cannot be read"),
-    "the list is cut short": (lambda p: cut(p / "files.json"), "files.json cannot be read"),
+    "a file is cut short": (lambda p: cut(p / "__0_0.distcp"), "Error"),
+    "a file is missing": (lambda p: (p / "__0_0.distcp").unlink(), "No such file or directory"),
+    "no list of what is where": (lambda p: (p / ".metadata").unlink(), ".metadata"),
+    "the list is cut short": (lambda p: cut(p / ".metadata"), "truncated"),
     "a file of zeros": (
         lambda p: (p / "__0_0.distcp").write_bytes(bytes((p / "__0_0.distcp").stat().st_size)),
         "Error",
@@ -154,29 +157,56 @@ def test_no_checkpoint_that_is_whole_is_an_error(
     assert [line["step"] for line in log(stopped)] == [1]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(
-    stopped: Path, finished: Path, videos: Path, capsys: pytest.CaptureFixture[str],
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """No file may grow over 6 kB, which is what a full disk does to a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    user, modes = os.geteuid(), {path: path.stat().st_mode for path in (folder, *folder.parents)}
+    if user == 0:  # whom no mode keeps from writing: another user then, who may look into all
+        for path, mode in modes.items():
+            path.chmod(mode | 0o055)
+        os.seteuid(65534)
+    else:
+        folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        for path, mode in modes.items() if user == 0 else [(folder, 0o755)]:
+            path.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    ("hindered", "why"), [(small_disk, "File too large"), (read_only, "Permission denied")]
+)
+def test_what_cannot_be_saved_leaves_the_last_checkpoint_whole(
+    hindered: Callable[[Path], AbstractContextManager[None]], why: str, stopped: Path,
+    finished: Path, videos: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """While it saves, no file may grow over 6 kB, which is what a full disk does to a file."""
     again = ("--save-every=2", "--keep=9", "--resume=auto")
     module = pretraining.load()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = stopped / "checkpoints"
 
-    def save_on_a_small_disk(*arguments: Any, save: Any = module.save, **options: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))
-        try:
+    def save(*arguments: Any, save: Any = module.save, **options: Any) -> None:
+        with hindered(checkpoints):
             save(*arguments, **options)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save", save_on_a_small_disk)
+        patch.setattr(module, "save", save)
         assert pretrain(videos, stopped, *again) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    checkpoints = stopped / "checkpoints"
     assert f"rank 0: {checkpoints / 'step-00000008'} cannot be written: " in error
-    assert "File too large" in error
+    assert why in error
     assert error.endswith(f"the last one is whole: {checkpoints / 'step-00000006'}")
     assert not list(checkpoints.glob("*.tmp"))
     assert pretrain(videos, stopped, *again) == 0
@@ -195,6 +225,26 @@ def test_a_folder_with_another_run_is_refused(finished: Path, videos: Path) -> N
     with pytest.raises(SystemExit, match=f"--out {finished} holds a run: go on with --resume auto"):
         pretrain(videos, finished)
     assert (finished / "log.jsonl").read_text() == before
+
+
+def test_checkpoints_without_their_settings_are_not_gone_on_from(
+    stopped: Path, videos: Path
+) -> None:
+    (stopped / "config.json").unlink()
+    with pytest.raises(SystemExit, match=f"--out {stopped} holds a run"):
+        pretrain(videos, stopped)
+    with pytest.raises(SystemExit, match=r"No such file or directory: .*config\.json"):
+        pretrain(videos, stopped, "--resume=auto")
+
+
+def test_a_run_begins_with_the_encoder_of_another(
+    finished: Path, videos: Path, tmp_path: Path
+) -> None:
+    init = f"--init={finished / 'encoder.pt'}"
+    assert pretrain(videos, tmp_path / "run", init, "--lr=0", "--epochs=1") == 0
+    mine, theirs = (torch.load(out / "encoder.pt")["model"] for out in (tmp_path / "run", finished))
+    weights = [name for name, value in mine.items() if torch.equal(value, theirs[name])]
+    assert [name for name in mine if "running" not in name and "tracked" not in name] == weights
 
 
 def test_a_run_does_not_go_on_with_other_settings_or_files(
@@ -237,9 +287,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     message = "rank 0: step 7: the loss is not finite; here it is nan; its videos:\n"
     assert message in error
     named = error.partition(message)[2].splitlines()[:4]
-    resume = pretraining.load("_resume")
     args = module.parse_args([f"--data={videos}", "--out=x", *pretraining.SMALL])
-    data = resume.Data(args)
+    data = pretraining.load("_data").Data(args)
     data.batches.epoch, data.batches.step = 1, 1
     expected = next(iter(data.batches))
     assert [line.strip() for line in named] == [data.set.path(i) for i in expected]
@@ -289,7 +338,7 @@ def test_a_corrupt_file_ends_the_run_by_name_or_is_left_out(
 def test_rows_that_are_dealt_anew_are_the_same_in_order_of_age(
     before: int, after: int, steps: int, batch: int
 ) -> None:
-    deal, size = pretraining.load("_resume").deal, 12
+    deal, size = pretraining.load("_checkpoints").deal, 12
     queues = [MoCoQueue(size, 2) for _ in range(before)]
     for step in range(steps):
         for r, queue in enumerate(queues):
@@ -319,6 +368,20 @@ def test_rows_that_are_dealt_anew_are_the_same_in_order_of_age(
             assert len(queue) == queue.size
         else:
             assert len(queue) == len(stamps) + 1
+
+
+def test_new_ranks_draw_from_the_seed_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = pretraining.load("_checkpoints")
+
+    def draw(rank: int, seed: int, step: int) -> list[float]:
+        monkeypatch.setattr(checkpoints, "rank", lambda: rank)
+        checkpoints.seed_rank(seed, step)
+        return [float(x) for x in torch.rand(3)]
+
+    with torch.random.fork_rng([]):
+        drawn = [draw(*which) for which in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 5))]
+        assert len({number for numbers in drawn for number in numbers}) == 12
+        assert draw(1, 0, 0) == drawn[1]
 
 
 def test_log_of_a_run_is_cut_back_and_its_file_never_half_written(tmp_path: Path) -> None:

@@ -62,10 +62,14 @@ def test_files_without_classes_of_which_some_cannot_be_read(
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     paths = [*map(str, folder.glob("*/*.mp4")), "broken.mp4", "gone.mp4", "gone too.mp4"]
     manifest = tmp_path / "videos.jsonl"
-    # Held out are none, so that all are read in an epoch.
-    lines = [f'{{"path": "{path}", "split": "train"}}\n' for path in paths]
+    # Held out is one that can be read: all others are read in an epoch of 6 steps.
+    splits = ["test", *["train"] * (len(paths) - 1)]
+    lines = [
+        f'{{"path": "{path}", "split": "{split}"}}\n'
+        for path, split in zip(paths, splits, strict=True)
+    ]
     manifest.write_text("".join(lines))
-    options = ("--steps", 6, "--batch-size", 4, "--data", manifest)
+    options = ("--steps", 6, "--batch-size", 3, "--data", manifest)
     done = start("train_minimal", *options, capsys=capsys)
     assert done.status == 0, done.err
     assert re.search(r"std=[\d.]+, similarity=[-\d.nan]+", done.err)
@@ -79,10 +83,8 @@ def test_files_without_classes_of_which_some_cannot_be_read(
 @pytest.mark.parametrize(
     ("rows", "trained", "held_out"),
     [
-        # By the column: the training video of a group that is held out as well is left out.
-        (["a,0,x,train", "b,1,y,train", "c,0,z,test", "d,0,x,test"], 1, 2),
-        # By groups: one in four, whole.
-        ([f"{n},0,{n // 2}," for n in range(8)], 6, 2),
+        (["a,0,x,train", "b,1,y,train", "c,0,z,test", "d,0,w,val"], 2, 2),  # by the column
+        ([f"{n},0,{n // 2}," for n in range(8)], 6, 2),  # by groups: one in four, whole
     ],
 )
 def test_no_group_is_trained_on_and_held_out(
@@ -103,13 +105,21 @@ def test_what_cannot_work_is_refused_in_one_line(
         assert done.status == 2
         return done.err.splitlines()[-1].removeprefix(f"{example}: error: ")
 
-    message = f"--data: {tmp_path} has 0 videos to train on; give more, or a smaller --batch-size"
-    assert refused("--data", tmp_path) == message
+    assert refused("--data", tmp_path) == f"--data: at least 2 videos are needed; {tmp_path} has 0"
+    message = f"--data: {folder} has 12 videos to train on; give more, or a smaller --batch-size"
+    assert refused("--data", folder) == message
+    mixed = tmp_path / "mixed.csv"
+    mixed.write_text("path,group,split\n" + "a,x,train\nb,y,train\nc,x,test\n")
+    assert refused("--data", mixed) == (
+        f"--data: {tmp_path / 'c'} is of split 'test', and its group of split 'train' as well; put "
+        "each group into one split"
+    )
     gone = tmp_path / "gone"
     assert refused("--data", gone) == f"--data: no such file or folder: {gone}"
     message = f"--data: `path` must end in .csv or .jsonl; got {str(EXAMPLE)!r}"
     assert refused("--data", EXAMPLE) == message
     assert "invalid choice: 'resnet'" in refused("--backbone", "resnet")
+    assert "invalid choice: 40" in refused("--classes", 40)
     gone = tmp_path / "gone" / "encoder.pt"
     assert refused("--data", folder, "--out", gone) == f"--out: no such folder: {gone.parent}"
     message = f"{EXAMPLE} does not hold the small encoder of train_minimal.py"
@@ -119,4 +129,4 @@ def test_what_cannot_work_is_refused_in_one_line(
 
 
 def test_it_is_short_enough_to_be_copied() -> None:
-    assert len(EXAMPLE.read_text().splitlines()) <= 235
+    assert len(EXAMPLE.read_text().splitlines()) <= 230

@@ -430,6 +430,18 @@ def test_neighbours_of_another_lookup() -> None:
     assert out.neighbors is own
 
 
+def test_a_lookup_that_a_queue_overrides_is_the_one_that_counts() -> None:
+    class FarthestQueue(NNSupportQueue):
+        def nearest(self, query: Tensor, k: int = 1, **which: Any) -> Neighbors:
+            return super().nearest(-query, k, **which)
+
+    queue, (query, key) = FarthestQueue(12, 5), torch.randn(2, 3, 5)
+    queue.enqueue(filled_queue(12).keys, torch.arange(12) + 3)
+    out = IIVCLLoss(num_neighbors=2)(query, key, queue, ids=torch.arange(3))
+    farthest = (F.normalize(key, dim=1) @ queue.keys.T).topk(2, largest=False)
+    assert torch.equal(out.neighbors.indices, farthest.indices)
+
+
 def test_a_queue_may_be_written_before_the_backward_pass() -> None:
     queue, twin = filled_queue(12), filled_queue(12)
     query, key, ids = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5), torch.arange(3)

@@ -57,7 +57,7 @@ _RENAMES = (
     (r"^features\.", "stages."),
     # CoCLR: stages of convolutions, some of them a spatial and then a temporal one
     *((rf"^{name}\.", f"stages.{place}.") for place, name in enumerate(_S3D_STAGES)),
-    (r"^(stages\.\d+\.branch0)\.0\.", r"\1."),
+    (r"^(stages\.\d+\.branch0)\.0\.(?=conv\.|bn\.)", r"\1."),
     (r"^(stages\..*\b)(conv|bn)1\.", r"\g<1>0.\2."),
     (r"^(stages\..*\b)(conv|bn)2\.", r"\g<1>1.\2."),
     (r"^(stages\..*\b)conv\.", r"\g<1>0."),
