@@ -151,7 +151,7 @@ class Candidates(NamedTuple):
         which = self
         if self.rows is not None and self.normalized and nothing == -torch.inf:
             bias = self.rows[span].log().to(query.dtype)  # of the product: 0 or -inf
-            logits, which = torch.addmm(bias, query, keys.T), self._replace(rows=None)
+            logits, which = torch.addmm(bias, query, keys.T), Candidates(self.keys, None, *self[2:])
         else:
             logits = query @ keys.T
         dropped = which.dropped(span)

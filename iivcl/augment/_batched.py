@@ -54,7 +54,8 @@ def _blur_by_taps(parts: Parts, op: ops.Blur, engine: Engine) -> Parts:
     values = [part.to(sigma.dtype) for part in parts]
     for axis in (4, 3):
         source = reflected(parts[0].shape[axis], op.kernel_size // 2, sigma.device).unbind(1)
-        values = [_sum_of_taps(value, taps, axis, source) for value in values]
+        sum_of_taps = partial(_sum_of_taps, taps=taps, axis=axis, source=source)
+        values = list(map(sum_of_taps, values))  # torch 2.4 cannot compile it as a comprehension
     if not parts[0].is_floating_point():
         values = [value.round() for value in values]
     return [value.to(parts[0].dtype) for value in values]

@@ -28,6 +28,12 @@ class Transform(nn.Module, Generic[Params]):
     it changes height or width. Transforms keep no state between calls.
     """
 
+    _has_own_apply = False  # noted here, since torch 2.4 cannot compile the comparison
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._has_own_apply = cls.apply is not Transform.apply
+
     def make_params(self, video: Tensor, generator: torch.Generator | None = None) -> Params:
         """Draw the parameters of every clip.
 
@@ -99,7 +105,7 @@ class Transform(nn.Module, Generic[Params]):
 
 def program_of(transform: Transform[Any], params: Any) -> Program:
     """What a transform does; one with an ``apply`` of its own is called."""
-    if type(transform).apply is not Transform.apply:
+    if transform._has_own_apply:
         return (Call(transform, params),)
     return transform.describe(params)
 
@@ -118,12 +124,14 @@ class Drawn(NamedTuple):
     def split(self, counts: list[int]) -> list[Drawn]:
         """Deal out the columns."""
         values, negative = (torch.split(all_of, counts, dim=1) for all_of in self[:2])
-        return [self._replace(values=v, negative=n) for v, n in zip(values, negative, strict=True)]
+        # torch 2.4 cannot compile `_replace`.
+        return [Drawn(v, n, *self[2:]) for v, n in zip(values, negative, strict=True)]
 
     def resized(self, height: int, width: int) -> Drawn:
         """The same for frames of another size, which are a stand-in that holds one number."""
         one = self.video[..., :1, :1]
-        return self._replace(video=one.expand(*self.video.shape[:-2], height, width))
+        video = one.expand(*self.video.shape[:-2], height, width)
+        return Drawn(self.values, self.negative, video, self.generator)
 
 
 def _draw(ranges: Sequence[Range], video: Tensor, generator: torch.Generator | None) -> Drawn:

@@ -61,11 +61,11 @@ def streamed_row_losses(
         negatives: (B, M) bool.
         chunk_size: Keys per step.
     """
-    candidates = Candidates(keys, normalized=True)
     chunks = list(spans(len(keys), chunk_size))
 
     def log_sum_exp(pairs: Tensor) -> Tensor:
-        return candidates._replace(pairs=pairs).log_sum_exp(query, chunk_size=chunk_size)
+        candidates = Candidates(keys, pairs=pairs, normalized=True)
+        return candidates.log_sum_exp(query, chunk_size=chunk_size)
 
     def summed(part: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return torch.stack([recomputed(part, *tensors, span) for span in chunks]).sum(0)

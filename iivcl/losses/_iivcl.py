@@ -254,7 +254,7 @@ def check_neighbors(found: Neighbors, head: _Head) -> Neighbors:
     again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)
     valid = found.valid & ~again
     rows, valid = queue.placement.counting(head.candidates, found.indices, valid)
-    return found._replace(indices=rows, valid=valid)
+    return Neighbors(found.similarity, rows, valid)
 
 
 def _no_neighbors(query: Tensor) -> Neighbors:

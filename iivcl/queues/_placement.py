@@ -118,10 +118,11 @@ class Placement(NamedTuple):
             keys = D.all_gather_cat(keys, sizes=sizes)
             own = own + clips * sum(sizes[: D.rank()])
             key_ids = None if ids is None else D.all_gather_cat(ids, sizes=sizes)
-        others = Candidates(keys.flatten(0, 1), normalized=True)
+        keys = keys.flatten(0, 1)
         if key_ids is None:
-            return others._replace(without=own)
-        return others._replace(ids=key_ids.repeat_interleave(clips), query_ids=ids)
+            return Candidates(keys, without=own, normalized=True)
+        key_ids = key_ids.repeat_interleave(clips)
+        return Candidates(keys, ids=key_ids, query_ids=ids, normalized=True)
 
     def mean(self, losses: Tensor, counted: Tensor) -> Tensor:
         """Average the losses (B, n) of the rows that are ``counted`` (B, n), and 0 elsewhere.
@@ -162,7 +163,8 @@ def _split(
     bias, keys = (absent * NO_LOGIT).to(query.dtype), candidates.keys[rows].to(query.dtype)
     logits = torch.baddbmm(bias[:, :, None], keys, query[:, :, None]).squeeze(2)
     without = rows.masked_fill(absent, -1) if rows.shape[1] else None
-    rest = candidates._replace(without=without)
+    # torch 2.4 cannot compile `_replace`.
+    rest = Candidates(*candidates[:5], without=without, normalized=candidates.normalized)
     size = chunk_size or streaming_chunk_size(query)
     return rest.log_sum_exp(query, chunk_size=size), logits
 
@@ -180,7 +182,7 @@ class _Ranks:
         """Gather the queries and their ids."""
         ids = candidates.query_ids
         ids = None if ids is None else self.gather(ids)
-        return self.gather(self.query), candidates._replace(query_ids=ids)
+        return self.gather(self.query), Candidates(*candidates[:4], ids, *candidates[5:])
 
     def give_back(self, parts: Tensor) -> Tensor:
         """Return to each rank, for its B queries, the parts of all ranks, (world, B, ...)."""
