@@ -176,7 +176,7 @@ class IIVCLLoss(nn.Module):
                 f"got {self.num_neighbors}"
             )
         unit = keys[:, 0] if keys.shape[1] == 1 else unit_rows(keys.mean(1))
-        if type(queue).nearest is not NNSupportQueue.nearest:  # a lookup of the user's own
+        if queue._has_own_nearest:
             return queue.nearest(unit, self.num_neighbors, ids=ids, min_age=self.min_age)
         old = queue.candidates(ids, min_age=self.min_age) if self.min_age else head.candidates
         return queue._nearest(unit.float(), self.num_neighbors, old)

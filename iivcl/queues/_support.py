@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,12 @@ class NNSupportQueue(MoCoQueue):
     Source: the support set of Dwibedi et al., With a Little Help from My Friends, arXiv
     2104.14548, section 3.2; several neighbours and video ids: Fan et al., arXiv 2303.07317.
     """
+
+    _has_own_nearest = False  # which the loss asks; torch 2.4 cannot compile the comparison
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._has_own_nearest = cls.nearest is not NNSupportQueue.nearest
 
     @torch.no_grad()
     def nearest(
