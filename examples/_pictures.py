@@ -42,7 +42,8 @@ def draw_pictures(
     cosine, nearest = cosine.topk(min(NEAREST, len(gallery) - 1), dim=1)
     found = gallery[nearest]  # (Q, k)
     hit = labels[found[:, 0]] == labels[query]
-    chosen = [rows[:SHOWN] for rows in (hit.nonzero().flatten(), (~hit).nonzero().flatten())]
+    # Evenly: in a row, they would all be of one class.
+    chosen = [spread(rows.nonzero().flatten(), SHOWN) for rows in (hit, ~hit)]
     names = videos.classes or [str(n) for n in range(int(labels.max()) + 1)]
 
     width, height = FRAMES * PIXELS + 8, PIXELS + 20

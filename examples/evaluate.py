@@ -208,6 +208,7 @@ def measure(
 def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Report | None:
     """Make the whole report, on rank 0; ``before`` is the report that it must come out as."""
     sources = list(dict.fromkeys([args.checkpoint, *args.beside]))
+    args.backbone = args.backbone or parts(args.checkpoint)[0] or None
     for source in sources:  # the settings of the first checkpoint that has them
         of_file = {} if source in ("random", "pixels") else saved_with(parts(source)[1])
         for name in ("backbone", "frames", "stride", "size"):
