@@ -14,7 +14,6 @@ Peak memory is that beyond the inputs, in a fresh process for each. The results 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,12 +22,12 @@ import torch.nn.functional as F
 from _measure import (
     arguments,
     both,
-    environment,
     extra_mebibytes,
     number,
     publish,
     ratios,
     summary,
+    surroundings,
     table,
     take_turns,
     target_rows,
@@ -280,13 +279,11 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     args = arguments(__doc__, batches=(32, 256, 512))
-    load = [os.getloadavg()[0]]
     results = []
     for sizes in QUICK if args.quick else [s for s in SETTINGS if s[0] in args.batches]:
         results += measure(Setting(*sizes, args.device), args.seconds)
     report = {
-        "environment": environment(args.device, ("lightly", "pytorch-metric-learning")),
-        "load": [*load, os.getloadavg()[0]],
+        **surroundings(args, "lightly", "pytorch-metric-learning"),
         "targets": find_targets(results),
         "results": results,
     }

@@ -25,7 +25,6 @@ network, which is the bound in the tables. The results go to
 from __future__ import annotations
 
 import itertools
-import os
 import runpy
 import statistics
 import tempfile
@@ -40,11 +39,11 @@ import torch
 from _measure import (
     arguments,
     both,
-    environment,
     number,
     publish,
     ratios,
     summary,
+    surroundings,
     table,
     take_turns,
     target_rows,
@@ -469,7 +468,6 @@ def to_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     args = arguments(__doc__)
     backbones.small = small_encoder  # type: ignore[attr-defined]  # where Scene looks for networks
-    load = [os.getloadavg()[0]]
     results = []
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), 4 if args.quick else 6)
@@ -477,8 +475,7 @@ def main() -> None:
             results.append(measure(row, files[row.files], args.device, args.seconds))
             print(row, results[-1]["ratios"], flush=True)
     report = {
-        "environment": environment(args.device, ("torchvision", "av", "lightly", "torchcodec")),
-        "load": [*load, os.getloadavg()[0]],
+        **surroundings(args, "torchvision", "av", "lightly", "torchcodec"),
         "targets": find_targets(results),
         "results": results,
     }

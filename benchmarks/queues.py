@@ -12,7 +12,6 @@ process for each. The results go to ``benchmarks/results/queues.<device>.json`` 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,12 +20,12 @@ import torch.nn.functional as F
 from _measure import (
     arguments,
     both,
-    environment,
     extra_mebibytes,
     number,
     publish,
     ratios,
     summary,
+    surroundings,
     table,
     take_turns,
     target_rows,
@@ -256,7 +255,6 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     args = arguments(__doc__, batches=(32, 256, 1024))
-    load = [os.getloadavg()[0]]
     time, memory = [], []
     for sizes in QUICK[:1] if args.quick else MEMORY_SETTINGS:
         memory.append(measure_memory(Setting(*sizes, args.device)))
@@ -266,8 +264,7 @@ def main() -> None:
         time.append(measure_time(Setting(*sizes, args.device), seconds))
         print(sizes, {n: t["fastest"] for n, t in time[-1]["milliseconds"].items()}, flush=True)
     report = {
-        "environment": environment(args.device, ("faiss-cpu", "lightly")),
-        "load": [*load, os.getloadavg()[0]],
+        **surroundings(args, "faiss-cpu", "lightly"),
         "targets": find_targets(time, memory, args.device),
         "time": time,
         "memory": memory,
