@@ -214,10 +214,11 @@ def main() -> None:
         print(f"no motion: one frame {one_frame:.3f}, mean colour {mean_colour:.3f}")
         print(f"retrieval R@1: random init {random_init:.3f} -> trained {trained:.3f}", end=" ")
         print(f"(chance {chance:.3f}, {len(labels)} videos)")
-    if spread < 0.4 * DIM**-0.5:
+    learned = has_classes and trained >= random_init + 0.05
+    if not learned and spread < 0.4 * DIM**-0.5:
         print(f"It did not learn: all embeddings are alike (std {spread:.3f} of {DIM**-0.5:.3f}).")
         print("At the top of this file, set more steps, a lower learning rate, or milder changes.")
-    elif has_classes and trained < random_init + 0.05:
+    elif not learned and has_classes:
         print("It did not learn your classes. At the top of this file, set more steps, a stride at")
         print("which a clip shows a whole motion, or a larger size; near-duplicates in one group.")
     if unreadable := {f.path: f.cause for part in sets for f in part.failures()}:

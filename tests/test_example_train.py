@@ -33,15 +33,19 @@ def test_it_trains_on_a_folder_and_writes_a_checkpoint_that_can_be_drawn(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"loss=[\d.]+, std=0\.\d+, purity=[\d.nan]+", done.stderr)
-    first, _, result, verdict, advice = done.stdout.splitlines()
+    first, _, result, *verdict = done.stdout.splitlines()
     number = r"[01]\.\d{3}"
     assert first == f"encoder: {out}"
     assert re.fullmatch(
         rf"retrieval R@1: random init {number} -> trained {number} \(chance {number}, 4 videos\)",
         result,
     )
-    assert verdict.startswith("It did not learn")  # three steps cannot
-    assert "more steps" in verdict + advice
+    before, after = (float(figure) for figure in re.findall(number, result)[:2])
+    if after < before + 0.05:  # of four videos, three steps may have found one more
+        assert verdict[0].startswith("It did not learn")
+        assert "more steps" in "".join(verdict)
+    else:
+        assert verdict == []
     state = torch.load(out, weights_only=True)
     assert all(value.isfinite().all() for value in state.values())
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt"]
