@@ -1,7 +1,7 @@
 """The candidates of a contrast: keys, which of them count for which query, and their log-sum-exp.
 
 Lookup and losses describe what they compare as `Candidates`. Whether the logits of a log-sum-exp
-are held (dense) or never held as a whole (streaming) is chosen here, by size.
+are held (dense) or never held as a whole (streaming) is chosen by size, in `_engine`.
 
 The streaming form rests on one identity, in which K are the keys and q is a query divided by the
 temperature T::
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,24 +28,19 @@ from torch.utils.checkpoint import checkpoint
 
 from iivcl import _engine
 from iivcl._checks import (
+    check_chunk_size,
     check_embeddings,
     check_ids,
     check_mask,
     check_shape,
-    is_integer,
     unit_rows,
 )
+from iivcl._engine import ChunkSize, choose_chunk_size
 from iivcl._precision import without_autocast
-
-ChunkSize = int | Literal["dense"] | None
 
 # Stands for the logit of a key that does not count. Finite, so that a query for which no key counts
 # has a finite log-sum-exp and, through the masking, a zero gradient instead of NaN.
 NO_LOGIT = -1e30
-
-# Above this many logits the dense form stops paying: each of its passes leaves the CPU's cache,
-# and autograd keeps several matrices of this size.
-_DENSE_LOGITS = 2**22
 
 
 class Candidates(NamedTuple):
@@ -96,6 +91,7 @@ class Candidates(NamedTuple):
             TypeError: A mask is not bool, or ids are not integers.
         """
         self._check(query)
+        check_chunk_size(chunk_size)
         size = choose_chunk_size(chunk_size, query, len(self.keys))
         query = query.to(torch.promote_types(query.dtype, torch.float32))
         with without_autocast(query):
@@ -189,28 +185,6 @@ class Candidates(NamedTuple):
             check_ids("query_ids", self.query_ids, query.shape[0], "query")
         if self.without is not None:
             check_shape("without", self.without, "B E", **sizes)
-
-
-def check_chunk_size(chunk_size: ChunkSize) -> None:
-    """Check the user's choice."""
-    if chunk_size in (None, "dense"):
-        return
-    if not is_integer(chunk_size) or chunk_size < 1:  # type: ignore[operator]
-        raise ValueError(f'`chunk_size` must be at least 1, "dense" or None; got {chunk_size!r}')
-
-
-def choose_chunk_size(chunk_size: ChunkSize, query: Tensor, keys: int) -> int | Literal["dense"]:
-    """Return the user's choice; else dense for a small matrix and streaming for others."""
-    check_chunk_size(chunk_size)
-    if chunk_size is not None:
-        return chunk_size
-    return "dense" if query.shape[0] * keys <= _DENSE_LOGITS else streaming_chunk_size(query)
-
-
-def streaming_chunk_size(query: Tensor) -> int:
-    """Return the keys per step whose logits fit the cache of the device and are worth a step."""
-    logits = 2**20 if _engine.on_cpu(query) else 2**26  # 4 and 256 MiB of float32
-    return max(1024, logits // max(query.shape[0], 1))
 
 
 def spans(keys: int, chunk_size: int) -> Iterator[slice]:

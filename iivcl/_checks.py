@@ -155,6 +155,14 @@ def check_temperature(temperature: float | Tensor) -> None:
         )
 
 
+def check_chunk_size(chunk_size: _engine.ChunkSize) -> None:
+    """Check how many keys a step of the streaming form shall take."""
+    if chunk_size in (None, "dense"):
+        return
+    if not is_integer(chunk_size) or chunk_size < 1:  # type: ignore[operator]
+        raise ValueError(f'`chunk_size` must be at least 1, "dense" or None; got {chunk_size!r}')
+
+
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Check that a value is one of the choices."""
     if value not in choices:

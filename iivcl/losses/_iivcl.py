@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from iivcl._candidates import NO_LOGIT, Candidates, ChunkSize, check_chunk_size
+from iivcl._candidates import NO_LOGIT, Candidates
 from iivcl._checks import (
     as_several,
     check_at_least,
     check_choice,
+    check_chunk_size,
     check_mask,
     check_same_device,
     check_shape,
@@ -21,6 +22,7 @@ from iivcl._checks import (
     normalize_alike,
     unit_rows,
 )
+from iivcl._engine import ChunkSize
 from iivcl._precision import without_autocast
 from iivcl.losses._forms import FORMS, Form, log_add_exp, row_losses
 from iivcl.queues import MoCoQueue, Neighbors, NNSupportQueue

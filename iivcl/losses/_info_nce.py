@@ -5,21 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from iivcl._candidates import (
-    NO_LOGIT,
-    Candidates,
-    ChunkSize,
-    check_chunk_size,
-    choose_chunk_size,
-)
+from iivcl._candidates import NO_LOGIT, Candidates
 from iivcl._checks import (
     as_several,
     check_choice,
+    check_chunk_size,
     check_embeddings,
     check_mask,
     check_temperature,
     normalize_alike,
 )
+from iivcl._engine import ChunkSize, choose_chunk_size
 from iivcl._precision import without_autocast
 from iivcl.losses._forms import (
     FORMS,
@@ -114,6 +110,7 @@ def multi_positive_info_nce(
         if positive_weights is not None:
             weights = positive_weights.masked_fill(~positive, 0.0)
         scaled = query / temperature
+        check_chunk_size(chunk_size)
         size = choose_chunk_size(chunk_size, query, keys.shape[0])
         negatives = candidate & ~positive_mask
         if size == "dense":

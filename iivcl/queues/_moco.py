@@ -149,8 +149,7 @@ class MoCoQueue(nn.Module):
         count = keys.shape[0]
         places = (self.cursor + torch.arange(count + 1, device=keys.device)) % self.size
         rows, after = places[:-1], places[-1]
-        total = keys.sum(1)
-        bad = total != total  # NaN: the key was not finite
+        bad = keys.sum(1).isnan()  # the key was not finite
         self.keys.index_copy_(0, rows, keys.nan_to_num(nan=0.0))
         self.ids.index_copy_(0, rows, ids)
         self.stamps.index_copy_(0, rows, self.step.expand(count).masked_fill(bad, -1))

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from iivcl import distributed as D
-from iivcl._candidates import NO_LOGIT, Candidates, ChunkSize, streaming_chunk_size
+from iivcl._candidates import NO_LOGIT, Candidates
+from iivcl._engine import ChunkSize, streaming_chunk_size
 from iivcl.queues._topk import search
 
 Distribution = Literal["gather", "local", "shard"]
