@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _evidence_methods import METHODS, TEMPERATURE, Lookup
+from _evidence_methods import METHODS, TEMPERATURE, Lookup, Method
 from _evidence_sets import SIZE, Videos
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ MINIMAL = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_min
 # Half the frames of the example at twice the stride, and smaller: a cell costs a fourth, and any
 # method is compared with others at the same size.
 FRAMES, CLIPS = 8, 4  # of a clip, of a video when it is evaluated
-BATCH, DIM, QUEUE_SIZE = 32, 128, 512
+BATCH, DIM = 32, 128
 POINTS = 20  # of the curves
 BASELINES = ("raw-pixels", "frame-differences", "random-start")
 Metrics = dict[str, float]
@@ -46,7 +46,7 @@ def describe(kind: str) -> dict[str, Any]:
         "learning_rate": setting.learning_rate,
         "batch": BATCH,
         "dim": DIM,
-        "queue": QUEUE_SIZE,
+        "queue": Method.queue,
         "temperature": TEMPERATURE,
         "clips": CLIPS,
     }
@@ -90,11 +90,12 @@ def run_cell(
     torch.manual_seed(seed)
     encoder: nn.Module = MINIMAL["SmallEncoder"]().to(device)
     curves: list[Metrics] = []
+    sees_changes = method in METHODS and METHODS[method].sees == "changes"
     if method in METHODS:
         curves = train(encoder, videos, split[0], method, steps=steps, seed=seed, check=check)
     features: nn.Module = {
         "raw-pixels": Pixels("values"), "frame-differences": Pixels("changes")
-    }.get(method, nn.Sequential(NORMALIZE, encoder))  # fmt: skip
+    }.get(method, nn.Sequential(NORMALIZE, *([Changes()] if sees_changes else []), encoder))  # fmt: skip
     results = evaluate(features, videos, *split, device=device)
     return {"setting": describe(videos.kind), "results": results, "curves": curves}
 
@@ -108,9 +109,8 @@ def train(
     steps: int,
     seed: int,
     check: Callable[[], None],
-    see: Callable[[Tensor], Tensor] = lambda views: views,
 ) -> list[Metrics]:
-    """Train the backbone in place on what it is to see of the clips, and return the curves."""
+    """Train the backbone in place, and return the curves."""
     method, setting = METHODS[name], settings(videos.kind)
     device = next(backbone.parameters()).device
     width: int = backbone.feature_dim  # type: ignore[assignment]
@@ -124,13 +124,15 @@ def train(
     predictor = nn.Identity()
     if method.query == "prediction":
         predictor = backbones.PredictionHead(DIM, 256).to(device)
-    queues = [NNSupportQueue(QUEUE_SIZE, DIM).to(device) for _ in heads]
-    row_labels = torch.full((QUEUE_SIZE,), -1, device=device)
-    second, second_queue = nn.Identity(), NNSupportQueue(QUEUE_SIZE, width).to(device)
-    if method.lookup == "changes":  # trained first, and then left as it is
+    queues = [NNSupportQueue(method.queue, DIM).to(device) for _ in heads]
+    row_labels = torch.full((method.queue,), -1, device=device)
+    two_views, second = method.lookup != "embedding", nn.Identity()
+    near = width + DIM * (method.lookup == "both")  # numbers that neighbours are near in
+    second_queue = NNSupportQueue(method.queue, near).to(device)
+    if two_views:  # trained first, and then left as it is
         second = MINIMAL["SmallEncoder"]().to(device)
-        how = {"steps": steps, "seed": seed, "check": check, "see": changes}
-        train(second, videos, places, "intra", **how)
+        how = {"steps": steps, "seed": seed, "check": check}
+        train(second, videos, places, "changes-intra", **how)
         second.eval()
     intra = IIVCLLoss(num_neighbors=0, temperature=TEMPERATURE, batch_negatives=True)
     parameters = [*online.parameters(), *predictor.parameters()]
@@ -139,10 +141,10 @@ def train(
     transform = augment.Compose(
         augment.RandomResizedCrop(SIZE, scale=setting.scale),
         augment.ToFloat(),
-        augment.ColorJitter(**setting.colour),
-        augment.RandomGrayscale(p=0.3),
+        *([augment.ColorJitter(**setting.colour), augment.RandomGrayscale(p=0.3)] * method.colours),
         NORMALIZE,
     )
+    see = Changes() if method.sees == "changes" else nn.Identity()
     draws, method_draws = (torch.Generator().manual_seed(2 * seed + i) for i in (0, 1))
     clip = {"generator": draws, "stride": setting.stride * 16 // FRAMES}
     batch, all_ids = min(BATCH, len(places)), videos.ids(method.ids)
@@ -160,7 +162,8 @@ def train(
         chosen, order = order[:batch], order[batch:]
         pairs = [clips_of(videos.frames[i], random_clip_starts, **clip) for i in chosen.tolist()]
         clips = torch.stack(pairs, dim=1).flatten(0, 1)  # (2 B, 3, T, H, W), first clips first
-        views = see(transform(clips.to(device), generator=draws))
+        frames = transform(clips.to(device), generator=draws)
+        views = see(frames)
         ids, labels = (x[chosen].to(device) for x in (all_ids, videos.labels))
 
         query = embed(online, views)
@@ -173,10 +176,13 @@ def train(
         started = method.find is not None and step >= method.start * steps
         shown = step % max(1, steps // POINTS) == 0 or step == steps - 1
         look = Lookup(key[-1], ids, queues[-1], labels, row_labels, method_draws)
-        if method.lookup == "changes":  # its rows are in step with those of the other queues
+        if two_views:  # its rows are in step with those of the other queues
             with torch.no_grad():
-                second_key = F.normalize(second(changes(views)), dim=1).view(2, batch, width)
-            look = look._replace(keys=second_key, queue=second_queue)
+                near_in = [F.normalize(second(Changes()(frames)), dim=1).view(2, batch, width)]
+                near_in += [key[-1]] * (method.lookup == "both")
+                look = look._replace(
+                    keys=F.normalize(torch.cat(near_in, dim=2), dim=2), queue=second_queue
+                )
         if shown:
             curves.append({"step": step, "intra": loss.item(), **watch(look, query[0])})
         if started:
@@ -193,18 +199,20 @@ def train(
         loss.backward()
         optimizer.step()
         schedule.step()
-        rows = (queues[0].cursor + torch.arange(2 * batch, device=device)) % QUEUE_SIZE
+        rows = (queues[0].cursor + torch.arange(2 * batch, device=device)) % method.queue
         row_labels[rows] = labels.repeat(2)
         for queue, keys in zip(queues, key, strict=True):
             queue.enqueue(keys.flatten(0, 1), ids.repeat(2))
-        if method.lookup == "changes":
+        if two_views:
             second_queue.enqueue(look.keys.flatten(0, 1), ids.repeat(2))
     return [{name: tidy(value) for name, value in point.items()} for point in curves]
 
 
-def changes(views: Tensor) -> Tensor:
+class Changes(nn.Module):
     """Show motion alone, (B, 3, T - 1, H, W): another view of the same clip."""
-    return views.diff(dim=2)
+
+    def forward(self, views: Tensor) -> Tensor:
+        return views.diff(dim=2)
 
 
 def watch(look: Lookup, query: Tensor) -> Metrics:

@@ -108,12 +108,16 @@ def _only(found: Neighbors, keep: Tensor) -> Neighbors:
 Term = Callable[[Tensor, Tensor, NNSupportQueue, Tensor, Neighbors], Tensor]
 
 
-def attract(
-    query: Tensor, key: Tensor, queue: NNSupportQueue, ids: Tensor, found: Neighbors
-) -> Tensor:
+def attract(form: Literal["per_positive", "out", "in"] = "per_positive") -> Term:
     """Take the library's inter term: all neighbours count alike."""
-    criterion = IIVCLLoss(temperature=TEMPERATURE, batch_negatives=True)
-    return criterion(query, key, queue, ids=ids, neighbors=found).inter
+    criterion = IIVCLLoss(temperature=TEMPERATURE, batch_negatives=True, form=form)
+
+    def term(
+        query: Tensor, key: Tensor, queue: NNSupportQueue, ids: Tensor, found: Neighbors
+    ) -> Tensor:
+        return criterion(query, key, queue, ids=ids, neighbors=found).inter
+
+    return term
 
 
 def weighted(*, soft: float | None = None, own: float = 0.0) -> Term:
@@ -192,18 +196,25 @@ class Method:
         ids: What has one id: each video, the takes of one thing, or all videos of a person.
         query: What of the query the term sees: its ``"embedding"``, or a ``"prediction"`` from it.
         head: The term has the ``"shared"`` head and queue, or its ``"own"``.
-        lookup: Neighbours are near in the ``"embedding"``, or in that of an encoder which sees the
-            ``"changes"`` from frame to frame alone and was trained before.
+        lookup: Neighbours are near in the ``"embedding"``; in that of an encoder which sees the
+            ``"changes"`` from frame to frame alone and was trained before; or in ``"both"``, by the
+            sum of the two similarities.
+        sees: What the encoder itself sees: ``"frames"``, or their ``"changes"`` alone.
+        colours: Whether colours are changed at random, too; else clips are cropped alone.
+        queue: Rows of the queue.
     """
 
     find: Finder | None
-    term: Term = attract
+    term: Term = attract()
     start: float = 0.4
     weight: float = 1.0
     ids: Literal["videos", "takes", "people"] = "videos"
     query: Literal["embedding", "prediction"] = "embedding"
     head: Literal["shared", "own"] = "shared"
-    lookup: Literal["embedding", "changes"] = "embedding"
+    lookup: Literal["embedding", "changes", "both"] = "embedding"
+    sees: Literal["frames", "changes"] = "frames"
+    colours: bool = True
+    queue: int = 512
 
 
 GATE = kept(nearest(10), mutual, agreed)
@@ -225,6 +236,10 @@ METHODS: dict[str, Method] = {
     "gate-takes": Method(find=GATE, ids="takes"),
     "second-view": Method(find=nearest(5), lookup="changes"),
     "gate-second-view": Method(find=GATE, lookup="changes"),
+    "both-views": Method(find=nearest(5), lookup="both"),
+    "both-views-takes": Method(find=nearest(5), lookup="both", ids="takes"),
+    "gate-both-views": Method(find=GATE, lookup="both"),
+    "queue-2048": Method(find=nearest(5), queue=2048),
     # What makes impure ones harmless?
     "soft": Method(find=nearest(10), term=weighted(soft=TEMPERATURE)),
     "own-key": Method(find=nearest(5), term=weighted(own=1.0)),
@@ -236,5 +251,22 @@ METHODS: dict[str, Method] = {
     # When, and how much?
     "nearest-from-0": Method(find=nearest(1), start=0.0),
     "gate-from-0": Method(find=GATE, start=0.0),
+    "late": Method(find=nearest(5), start=0.75),
     "half": Method(find=nearest(5), weight=0.5),
+    "twice": Method(find=nearest(5), weight=2.0),
+    "k1": Method(find=nearest(1)),
+    "k10": Method(find=nearest(10)),
+    "form-in": Method(find=nearest(5), term=attract("in")),
+    "form-out": Method(find=nearest(5), term=attract("out")),
+    # Where clips are cropped alone, and where the encoder sees motion alone.
+    "crops-intra": Method(find=None, colours=False),
+    "crops-plain": Method(find=nearest(5), colours=False),
+    "crops-oracle": Method(find=oracle(1.0, 5), colours=False),
+    "changes-intra": Method(find=None, sees="changes"),
+    "changes-plain": Method(find=nearest(5), sees="changes"),
+    "changes-soft-own": Method(
+        find=nearest(10), term=weighted(soft=TEMPERATURE, own=1.0), sees="changes"
+    ),
+    "changes-takes": Method(find=nearest(5), ids="takes", sees="changes"),
+    "changes-oracle": Method(find=oracle(1.0, 5), sees="changes"),
 }
