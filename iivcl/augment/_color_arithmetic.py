@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iivcl.augment._constants import constant, kept
+
 __all__ = ["GRAY", "Parts", "blend", "gray_level", "hue", "hue_of_whole", "mixed", "per_clip"]
 __all__ += ["planes_of", "weighted_sum", "white_of"]
 
@@ -124,20 +126,32 @@ def hue_of_whole(video: Tensor, shift: Tensor, white: int) -> Tensor:
     The channels of every clip are put into the order in which its hue moves, so that for each of
     them the next one is ahead and the one after it is behind; afterwards they go back.
     """
-    clip = torch.arange(0, 3 * len(video), 3, device=video.device).view(-1, 1)
-    channel = torch.arange(5, device=video.device)
-    thirds = torch.floor(3 * shift + 0.5).view(-1, 1)
-    left = 6 * shift.view(-1, 1) - 2 * thirds  # (B, 1)
-    steps = channel * torch.where(left < 0, -1, 1)
-    order = clip + (steps - thirds.long()) % 3  # (B, 5)
-    turned = video.flatten(0, 1)[order].to(video.dtype)
-    own, ahead, behind = turned[:, :3], turned[:, 1:4], turned[:, 2:]
+    sixths = 6 * shift
+    sixth = sixths.floor()
+    channels = constant(_CHANNELS, sixth.long())[sixth.long() % 6]  # (B, 8)
+    channels = channels + kept(_first_channels, len(video), like=video)
+    moving = video.flatten(0, 1)[channels[:, :5]].to(video.dtype)
+    own, ahead, behind = moving[:, :3], moving[:, 1:4], moving[:, 2:]
     lowest, highest = own.amin(1, keepdim=True), own.amax(1, keepdim=True)
-    point = torch.lerp(lowest, highest, per_clip(left.abs(), video))
-    value = (own - ahead).sub_((behind - point).abs_()).add_(highest)
-    value = torch.clamp(value, lowest, highest, out=value)
-    value = value.flatten(0, 1)[clip + steps[:, :3] % 3]
-    return value if white == 1 else value.mul_((256 - 1e-3) / 255)
+    share = (sixths - sixth - sixth % 2).abs_()  # from the nearest primary colour
+    point = torch.lerp(lowest, highest, per_clip(share, video))
+    turned = (own - ahead).sub_((behind - point).abs_()).add_(highest)
+    torch.clamp(turned, lowest, highest, out=turned)
+    turned = turned.flatten(0, 1)[channels[:, 5:]]
+    return turned if white == 1 else turned.mul_((256 - 1e-3) / 255)
+
+
+def _channels(sixth: int) -> tuple[int, ...]:
+    """Five channels in the order in which a hue moves, and where three of them stand in it."""
+    step, thirds = 1 - 2 * (sixth % 2), (sixth + 1) // 2
+    return *((step * i - thirds) % 3 for i in range(5)), *(step * i % 3 for i in range(3))
+
+
+_CHANNELS = tuple(_channels(sixth) for sixth in range(6))
+
+
+def _first_channels(num_clips: int, device: torch.device) -> Tensor:
+    return torch.arange(0, 3 * num_clips, 3, device=device).view(-1, 1)
 
 
 def _pick(first: bool, one: Tensor, other: Tensor) -> Tensor:

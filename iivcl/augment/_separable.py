@@ -45,12 +45,13 @@ def separable(
     rows = [part.permute(0, 3, 1, 2, 4).to(**kind) for part in parts]
     frames = torch.cat(rows, dim=2) if len(rows) > 1 else rows[0]  # (B, H, C, T, W)
     b, height, c, t, width = frames.shape
+    out_height, out_width = vertical.shape[1], horizontal.shape[1]
     with without_autocast(video):
         columns = vertical.to(dtype) @ frames.reshape(b, height, c * t * width)  # (B, h, CTW)
-        pixels = columns.view(b, -1, width) @ horizontal.to(dtype).mT  # (B, hCT, w)
+        pixels = columns.view(b, out_height * c * t, width) @ horizontal.to(dtype).mT  # (B, hCT, w)
     if not video.is_floating_point():
         pixels = pixels.round_()
-    out = pixels.view(b, -1, c, t, horizontal.shape[1]).permute(0, 2, 3, 1, 4)
+    out = pixels.view(b, out_height, c, t, out_width).permute(0, 2, 3, 1, 4)
     return out.to(video.dtype, memory_format=torch.contiguous_format).contiguous()
 
 
