@@ -211,7 +211,7 @@ def test_equal_weights_without_the_own_key_are_the_inter_term_of_the_library(
     valid = found.valid.clone()
     valid[:, 1], valid[2] = False, False  # and a query without any
     arguments = query, look.keys[0], look.queue, look.ids, found._replace(valid=valid)
-    torch.testing.assert_close(methods.weighted()(*arguments), methods.attract("out")(*arguments))
+    torch.testing.assert_close(methods.weighted()(*arguments), methods.attract(*arguments))
     # With the own key alone it is the intra term.
     none = found._replace(valid=valid & False)
     own = methods.weighted(own=1.0)(*arguments[:4], none)
