@@ -200,7 +200,7 @@ def unit_and_length(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _moderate(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide by the largest entry: float64 has no wider type for squares; no part of derivatives."""
+    """Divide by the largest entry, no part of derivatives: float64 has no wider type."""
     largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
     largest = largest.clamp(min=torch.finfo(torch.float64).tiny)
     return rows / largest, largest
