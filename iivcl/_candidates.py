@@ -135,11 +135,11 @@ class Candidates(NamedTuple):
         """Tell which of a few ``rows`` (b, R) count for each of the ``queries``, (b, R) bool."""
         parts = [rows >= 0]
         if self.rows is not None:
-            parts.append(self.rows[rows])
+            parts.append(self.rows.take(rows))
         if self.pairs is not None:
             parts.append(self.pairs[queries].gather(1, rows))
         if self.query_ids is not None and self.ids is not None:
-            parts.append(self.ids[rows] != self.query_ids[queries, None])
+            parts.append(self.ids.take(rows) != self.query_ids[queries, None])
         return functools.reduce(torch.logical_and, parts)
 
     def _logits(self, query: Tensor, keys: Tensor, span: slice, nothing: float) -> Tensor:

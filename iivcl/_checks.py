@@ -210,7 +210,11 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Give ``x / |x|`` and ``|x|``, which is 1 for a row of zeros."""
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
     length = torch.threshold(length, 0.0, 1.0)
-    if rows.requires_grad or torch._C._are_functorch_transforms_active():
+    if (
+        rows.requires_grad
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
         return rows.div(length).to(rows.dtype), length
     return torch.div(rows, length, out=torch.empty_like(rows)), length  # one pass on a GPU
 

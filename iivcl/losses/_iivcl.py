@@ -238,7 +238,8 @@ class IIVCLLoss(nn.Module):
         """Compute the same with derivatives of its own."""
         (clips, k), absent = (keys.shape[1], found.indices.shape[1]), ~found.valid
         rest = without(candidates, found.indices, absent)
-        keys = torch.cat([keys, candidates.keys[found.indices].to(keys.dtype)], 1)
+        nearest = torch.embedding(candidates.keys, found.indices).to(keys.dtype)  # (B, k, D)
+        keys = torch.cat([keys, nearest], 1)
         columns = Columns.of(queries, keys, [rest, *others], self.chunk_size, absent=absent)
         found_each = found.valid.sum(1, keepdim=True)
         has_any = found_each > 0

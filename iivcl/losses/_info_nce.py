@@ -146,7 +146,8 @@ def info_nce(
         temperature: Above 0.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk_size: As for `multi_positive_info_nce`.
+        chunk_size: Rows of ``negatives`` per step, by default many; ``"dense"`` for the form that
+            can be differentiated twice.
 
     Returns:
         The loss, () or (B,) for ``"none"``.
@@ -200,7 +201,7 @@ class InfoNCELoss(nn.Module):
         temperature: Above 0; an `nn.Parameter` of shape () is learned and moves with the module.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk_size: As for `multi_positive_info_nce`.
+        chunk_size: As for `info_nce`.
 
     Example:
         >>> import torch
