@@ -11,7 +11,8 @@ from torch import Tensor
 
 from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_probability, check_range, check_size
-from iivcl.augment._transform import Drawn, Range, Transform, chance, constant
+from iivcl.augment._constants import constant
+from iivcl.augment._transform import Drawn, Range, Transform, chance
 
 __all__ = ["CenterCrop", "RandomHorizontalFlip", "RandomResizedCrop", "ResizeShortSide"]
 

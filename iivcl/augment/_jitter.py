@@ -11,8 +11,9 @@ from torch import Tensor
 
 from iivcl._checks import check_within
 from iivcl.augment._arguments import check_range
+from iivcl.augment._constants import constant
 from iivcl.augment._program import Blend, Hue, InOrder, Program
-from iivcl.augment._transform import Drawn, Range, Transform, constant
+from iivcl.augment._transform import Drawn, Range, Transform
 
 __all__ = ["ColorJitter"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from iivcl.augment._arguments import check_video
+from iivcl.augment._constants import constant
 from iivcl.augment._engine import execute
 from iivcl.augment._program import Call, Program, tensors_of
 
-__all__ = ["Drawn", "Range", "Transform", "chance", "constant", "program_of", "read"]
+__all__ = ["Drawn", "Range", "Transform", "chance", "program_of", "read"]
 
 Params = TypeVar("Params")
 
@@ -157,16 +157,3 @@ def read(transform: Transform[Any], drawn: Drawn) -> Any:
     if type(transform).make_params is not Transform.make_params:
         return transform.make_params(drawn.video, drawn.generator)
     return transform._read(drawn)
-
-
-def constant(values: tuple[Any, ...], like: Tensor) -> Tensor:
-    """Numbers on the device and in the dtype of a tensor, kept there: a copy would make it wait."""
-    if torch.compiler.is_compiling() or type(like) is not Tensor:  # traced, or a fake tensor
-        return torch.tensor(values, dtype=like.dtype, device=like.device)
-    return _kept_constant(values, like.dtype, like.device)
-
-
-@functools.lru_cache(maxsize=256)
-def _kept_constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=dtype, device=device)
