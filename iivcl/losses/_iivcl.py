@@ -167,7 +167,8 @@ class IIVCLLoss(nn.Module):
     def _head(self, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> _Head:
         keys, candidates = as_several(query, key, "key"), queue.candidates(ids)
         with without_autocast(query):
-            if is_fused(query, self.chunk_size) and queue.placement.row_ranks == 1:
+            is_whole = keys.shape[1] > 0 and queue.placement.row_ranks == 1
+            if is_whole and is_fused(query, self.chunk_size):
                 queries, keys = Queries.beside(query, keys, self.temperature)
                 return _Head(queries, keys, queue, candidates)
             query, keys = normalize_alike(query, keys.detach())
@@ -246,9 +247,7 @@ class IIVCLLoss(nn.Module):
         every, some = placement.counts(len(keys), has_any)
         row = has_any.to(keys.dtype) / some
         own = found.valid * (row / found_each.clamp_(min=1))
-        intra, by_intra = columns.row_losses(
-            self.form, clips, 1 / (every * max(clips, 1)), 1 / every
-        )
+        intra, by_intra = columns.row_losses(self.form, clips, 1 / (every * clips), 1 / every)
         inter, by_inter = columns.after(clips).row_losses(self.form, k, own, row)
         intra, inter = intra.sum(), inter.sum()
         loss = torch.add(intra, inter, alpha=self.inter_weight)

@@ -177,11 +177,11 @@ def info_nce(
     candidates = Candidates(negatives.detach(), pairs=allowed)
     batch, clips = max(query.shape[0], 1), positives.shape[1]
     with without_autocast(query):
-        if is_fused(query, chunk_size):
+        if clips and is_fused(query, chunk_size):
             queries, keys = Queries.beside(query, positives, temperature, negatives.dtype)
             columns = Columns.of(queries, keys, [candidates], chunk_size)
             row = 1 / batch if reduction == "mean" else 1.0
-            losses, slopes = columns.row_losses(form, clips, row / max(clips, 1), row)
+            losses, slopes = columns.row_losses(form, clips, row / clips, row)
             loss = losses if reduction == "none" else losses.sum()
             return queries.differentiable([loss], [slopes])[0]
         query, positives = normalize_alike(query, positives.detach(), at_least=negatives.dtype)

@@ -136,7 +136,7 @@ class Placement(NamedTuple):
             return max(batch, 1), own.clamp_(min=1)
         both = torch.stack([own.new_full((), batch), own])
         dist.all_reduce(both)
-        every, some = (both.clamp_(min=1) / self.batch_ranks).unbind()
+        every, some = (both.clamp_(min=1).double() / self.batch_ranks).unbind()
         return every, some
 
     def assert_synced(self, checksum: Tensor) -> None:
