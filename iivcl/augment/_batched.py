@@ -7,7 +7,7 @@ numbers that change nothing, and the blur in a graph, where it is a sum of shift
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_reach
 from iivcl.augment._batched_jitter import is_jitter, jitter
 from iivcl.augment._color_arithmetic import Parts, planes_of
-from iivcl.augment._constants import constant
+from iivcl.augment._constants import per_channel
 from iivcl.augment._reference import REFERENCE, Engine, by_channel, joined, resample, to_float
 from iivcl.augment._separable import gaussian_taps, reflected, wide
 
@@ -48,7 +48,7 @@ def _to_float_in_graph(video: Tensor, op: ops.ToFloat) -> Tensor:
 
 def _where(parts: Parts, op: ops.Where, engine: Engine) -> Parts:
     """Blur and jitter all clips, the others with numbers that change nothing."""
-    own = op.program[0] if len(op.program) == 1 else None
+    own: Any = op.program[0] if len(op.program) == 1 else None
     if isinstance(own, ops.Blur):
         sigma = torch.where(op.where, own.sigma, _NO_BLUR)
         return engine[ops.Blur](parts, ops.Blur(sigma, own.kernel_size), engine)
@@ -72,20 +72,18 @@ def _hue(parts: Parts, op: ops.Hue, engine: Engine) -> Parts:
     if video.shape[1] != 3:
         return REFERENCE[ops.Hue](parts, op, engine)
     values = video.to(wide(video))
-    turned = color.hue_of_whole(values, op.shift.to(values.dtype), color.white_of(video))
+    (turned,) = color.hue_of_whole([values], op.shift.to(values.dtype), color.white_of(video))
     return [turned.to(video.dtype)]
 
 
 def _normalize(parts: Parts, op: ops.Normalize, engine: Engine) -> Parts:
-    video = parts[0]
+    video = parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
     if len(op.mean) != video.shape[1] or not video.is_floating_point():
         return REFERENCE[ops.Normalize](parts, op, engine)
-    kind = torch.empty((), dtype=wide(video), device=video.device)
-    scale = tuple(1 / std for std in op.std)
-    offset = tuple(-mean * each for mean, each in zip(op.mean, scale, strict=True))
-    scale, offset = (constant(each, kind).view(-1, 1, 1, 1) for each in (scale, offset))
-    out = torch.empty(video.shape, dtype=op.dtype or video.dtype, device=video.device)
-    return [torch.addcmul(offset, video, scale, out=out)]
+    values = video.to(wide(video))
+    scale = per_channel(tuple(1 / std for std in op.std), values)
+    offset = per_channel(tuple(-m / std for m, std in zip(op.mean, op.std, strict=True)), values)
+    return [torch.addcmul(offset, values, scale).to(op.dtype or video.dtype)]
 
 
 def _blur_by_taps(video: Tensor, op: ops.Blur) -> Tensor:
@@ -116,7 +114,8 @@ COMPILED: Engine = {
     **REFERENCE,
     ops.Resample: joined(_resample),
     ops.ToFloat: by_channel(_to_float_in_graph),
+    ops.Normalize: _normalize,
     ops.Where: _where,
     ops.InOrder: _in_order,
-    ops.Blur: joined(_blur_by_taps),
+    ops.Blur: lambda parts, op, engine: [_blur_by_taps(torch.cat(tuple(parts), dim=1), op)],
 }

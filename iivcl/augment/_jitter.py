@@ -83,7 +83,8 @@ class ColorJitter(Transform[ColorJitterParams]):
 
     def _read(self, drawn: Drawn) -> ColorJitterParams:
         brightness, contrast, saturation, hue, order = drawn.values.unbind(1)
-        order = constant(_ORDERS, order.long())[order.long()]
+        row = order.long()
+        order = constant(_ORDERS, row)[row]
         return ColorJitterParams(brightness, contrast, saturation, hue, order)
 
     def __repr__(self) -> str:
