@@ -12,49 +12,48 @@ from torch import Tensor
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Turn autocast off for a block."""
+    device = tensor.device.type
     if tensor.is_meta:  # a device that has none
         return nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device):
+        return nullcontext()  # a tenth of the cost
+    return torch.autocast(device, enabled=False)
 
 
 @contextmanager
 def full_float32(tensor: Tensor) -> Iterator[None]:
     """Turn autocast and the reduced-precision float32 products (TF32, bf16) off for a block."""
-    with without_autocast(tensor), _ieee_products():
+    with without_autocast(tensor), _SWITCHES["cuda" if tensor.is_cuda else "cpu"].ieee():
         yield
 
 
-_lock = threading.Lock()
-_inside = 0  # blocks that are open, in all threads
-_before: list[tuple[object, str, str]] = []  # switches as they were when the first was entered
+class _Switch:
+    """What products may do to float32, for the whole process: an attribute of torch.
+
+    It stays switched until the last of the threads that are inside has left.
+    """
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.owner, self.name = owner, name
+        self.lock, self.inside, self.before = threading.Lock(), 0, ""
+
+    @contextmanager
+    def ieee(self) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.before = getattr(self.owner, self.name)
+                setattr(self.owner, self.name, "ieee")
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    setattr(self.owner, self.name, self.before)
 
 
-@contextmanager
-def _ieee_products() -> Iterator[None]:
-    """Switch for the whole process, until the last of the threads that are inside has left."""
-    global _inside
-    with _lock:
-        _inside += 1
-        if _inside == 1:
-            _before[:] = _set([(owner, name, "ieee") for owner, name in _switches()])
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                _set(_before)
-
-
-def _switches() -> list[tuple[object, str]]:
-    # torch 2.9 split the switch by backend and raises when the old one meets a mixed setting.
-    cuda, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn
-    if hasattr(cuda, "fp32_precision"):
-        return [(cuda, "fp32_precision"), (mkldnn.matmul, "fp32_precision")]  # type: ignore[attr-defined]
-    return [(_OldSwitch(), "precision")]
-
-
-class _OldSwitch:
+class _Old:
     """The one switch of torch up to 2.8, as an attribute."""
 
     @property
@@ -66,8 +65,13 @@ class _OldSwitch:
         torch.set_float32_matmul_precision("highest" if value == "ieee" else value)
 
 
-def _set(switches: list[tuple[object, str, str]]) -> list[tuple[object, str, str]]:
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
-    for owner, name, value in switches:
-        setattr(owner, name, value)
-    return before
+def _switches() -> dict[str, _Switch]:
+    # torch 2.9 split the switch by backend and raises when the old one meets a mixed setting.
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn
+    if hasattr(cuda, "fp32_precision"):
+        cpu_products = cpu.matmul  # type: ignore[attr-defined]
+        return {n: _Switch(o, "fp32_precision") for n, o in (("cuda", cuda), ("cpu", cpu_products))}
+    return dict.fromkeys(("cuda", "cpu"), _Switch(_Old(), "precision"))
+
+
+_SWITCHES = _switches()

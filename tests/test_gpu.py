@@ -177,6 +177,7 @@ def test_the_step_compiles_into_one_graph(mode: str) -> None:
     compare_steps(step, run, Step(state))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_part_of_a_step_waits_for_the_gpu() -> None:
     encoder = nn.Sequential(backbones.slow_resnet(18), backbones.ProjectionHead(512, 64, DIM))
     encoder = encoder.to(DEVICE, memory_format=torch.channels_last_3d)
@@ -202,8 +203,8 @@ def test_no_part_of_a_step_waits_for_the_gpu() -> None:
 
     step()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -14,7 +14,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from iivcl.queues import MoCoQueue, NNSupportQueue, estimate, exact_topk
+from iivcl import _engine
+from iivcl.queues import MoCoQueue, NNSupportQueue, _plan, estimate, exact_topk
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "queues.md"
 
@@ -60,6 +61,34 @@ def test_lookup_allocates_at_most_the_work_space_and_not_far_less(
     peak = peak_allocation(lambda: queue.nearest(query, k, ids=ids, min_age=min_age), tmp_path)
     bound = estimate(size, dim, batch, k).workspace_bytes
     assert peak <= bound <= 2 * peak
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "k"),
+    [
+        (70_001, 100, 5),  # in blocks, of one tile
+        (20_000, 64, 5),  # topk of all
+        (3000, 64, 700),
+    ],
+)
+def test_lookup_on_a_gpu_allocates_at_most_the_work_space(
+    size: int, batch: int, k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its engine does on tensors of the CPU; kernels of a GPU take some more inside."""
+    monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
+    queue = NNSupportQueue(size, 16)
+    queue.enqueue(torch.randn(size, 16), torch.arange(size) // 4)
+    query, ids = torch.randn(batch, 16), torch.arange(batch)
+    peak = peak_allocation(lambda: queue.nearest(query, k, ids=ids), tmp_path)
+    assert peak <= estimate(size, 16, batch, k, device="cuda").workspace_bytes
+
+
+def test_lookup_on_a_gpu_in_tiles_allocates_at_most_the_work_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_plan, "_GPU_TILE_BYTES", 2**22)
+    test_lookup_on_a_gpu_allocates_at_most_the_work_space(70_001, 100, 5, tmp_path, monkeypatch)
+    test_lookup_on_a_gpu_allocates_at_most_the_work_space(70_001, 100, 20, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("batch", [4, 64])

@@ -194,7 +194,7 @@ def test_ids_of_other_widths_mean_the_same(dtype: torch.dtype) -> None:
 
 
 def precision() -> list[str]:
-    return [getattr(owner, name) for owner, name in _precision._switches()]
+    return [getattr(s.owner, s.name) for s in _precision._SWITCHES.values()]
 
 
 def test_the_precision_of_the_program_is_back_after_blocks_in_several_threads() -> None:

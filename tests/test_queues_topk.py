@@ -63,23 +63,36 @@ def test_equals_brute_force(
     check_topk(query, bank, k, mask, exact_topk(query, bank, k, mask=mask, chunk_size=chunk_size))
 
 
-@pytest.fixture(params=["of the CPU", "of accelerators", "of tensor cores"])
+FORMS = {  # what is set, of the plans for GPUs
+    "of the CPU": None,
+    "of GPUs, directly": {},
+    "of GPUs, in one tile": {"_FEW_SIMILARITIES": 0},
+    "of GPUs, in tiles": {"_FEW_SIMILARITIES": 0, "_GPU_TILE_BYTES": 2**16},
+    "of GPUs, in large blocks": {"_FEW_SIMILARITIES": 0, "_MAXIMA_BYTES": 2**14},
+    "of tensor cores": {"_FEW_SIMILARITIES": 0, "_HALVES_PAY": (1, 1)},
+    "of tensor cores, in tiles": {
+        "_FEW_SIMILARITIES": 0, "_HALVES_PAY": (1, 1), "_GPU_TILE_BYTES": 2**18
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(params=FORMS)
 def any_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param != "of the CPU":
-        monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
-    if request.param == "of tensor cores":
-        use_halves(monkeypatch)
+    take_form(request.param, monkeypatch)
 
 
-@pytest.fixture
-def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[name for name in FORMS if "tensor cores" in name])
+def tensor_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_form(request.param, monkeypatch)
+
+
+def take_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (changes := FORMS[name]) is None:
+        return
     monkeypatch.setattr(_engine, "on_cpu", lambda tensor: False)
-    use_halves(monkeypatch)
-
-
-def use_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_topk, "has_half_products", lambda tensor: True)
-    monkeypatch.setattr(_plan, "_HALVES_PAY", (1, 1))
+    monkeypatch.setattr(_topk, "has_half_products", lambda tensor: "tensor cores" in name)
+    for constant, value in changes.items():
+        monkeypatch.setattr(_plan, constant, value)
 
 
 @pytest.mark.usefixtures("any_form")

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 from av.codec.context import Flags
@@ -15,10 +15,16 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-__all__ = ["DecodeError", "File", "StrPath", "decode_errors", "open_container"]
+__all__ = ["DecodeError", "File", "StrPath", "decode_errors", "open_container", "open_input"]
 
 StrPath = str | os.PathLike[str]
 File = StrPath | bytes | BinaryIO
+
+# Text tags may have any encoding, are of no interest here, and must not raise. PyAV 19 keeps the
+# bytes of all of them, and takes no word on it.
+_TAGS: dict[str, Any] = (
+    {"metadata_errors": "ignore"} if hasattr(InputContainer, "metadata_errors") else {}
+)
 
 
 class DecodeError(RuntimeError):
@@ -52,6 +58,12 @@ def decode_errors(name: str) -> Iterator[None]:
         raise DecodeError(f"{name}: damaged: {type(error).__name__}: {error}") from error
 
 
+def open_input(file: str | BinaryIO) -> InputContainer:
+    """Open a file with text tags of any encoding."""
+    container: InputContainer = av.open(file, "r", **_TAGS)
+    return container
+
+
 def open_container(
     file: File, name: str, *, num_threads: int, approximate: bool = False
 ) -> tuple[InputContainer, VideoStream]:
@@ -69,8 +81,7 @@ def open_container(
         file.seek(0)
     if size == 0:
         raise DecodeError(f"{name}: the file is empty")
-    # Text tags may have any encoding, are of no interest here, and must not raise.
-    container = av.open(file, "r", metadata_errors="ignore")
+    container = open_input(file)
     try:
         return container, _best_stream(container, name, num_threads, approximate)
     except BaseException:

@@ -6,7 +6,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -94,27 +93,27 @@ class FrameIndex:
         pts = self.pts[first : None if last is None else last + 1]
         return dict(zip(pts, range(first, first + len(pts)), strict=True))
 
-    def clock(self, tick: Fraction, declared_rate: Fraction | None) -> Clock:
+    def clock(self, tick: float, declared_rate: float) -> Clock:
         """Say when the frames are shown, where a time counts ``tick`` seconds.
 
-        The declared rate is that of the video where the times agree with it up to rounding, and
-        where they are no times: in some AVIs they run backwards.
+        The declared rate, 0 for none, is that of the video where the times agree with it up to
+        rounding, and where they are no times: in some AVIs they run backwards.
         """
         count = len(self.pts)
         ticks = np.array(self.pts) - self.pts[0]
         last = self.end - self.pts[-1]
         mean = ticks[-1] / (count - 1) if count > 1 else float(last)  # from frame to frame
         ascending = (np.diff(ticks) > 0).all() and mean > 0
-        numbers, rates = np.arange(count), [float(declared_rate)] if declared_rate else []
+        numbers, rates = np.arange(count), [declared_rate] if declared_rate else []
         if ascending:
-            rates.append(1 / (mean * float(tick)))
+            rates.append(1 / (mean * tick))
         for rate in rates:
-            if not ascending or (np.abs(ticks - numbers / (rate * float(tick))) <= 1).all():
+            if not ascending or (np.abs(ticks - numbers / (rate * tick)) <= 1).all():
                 return Clock(numbers / rate, rate)
         if not ascending:
             return Clock.unknown(count)
-        duration = (int(ticks[-1]) + (last if last > 0 else mean)) * float(tick)
-        return Clock(ticks * float(tick), count / duration, constant=False)
+        duration = (int(ticks[-1]) + (last if last > 0 else mean)) * tick
+        return Clock(ticks * tick, count / duration, constant=False)
 
     def runs(self, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, Sequence[int]]]:
         """Split ascending frames where it is shorter to seek a keyframe than to decode on."""

@@ -9,12 +9,11 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 
-from iivcl.data._container import DecodeError, decode_errors
+from iivcl.data._container import DecodeError, decode_errors, open_input
 from iivcl.data._index import Clock
 from iivcl.data._pixels import Picture
 from iivcl.data._video import Video
@@ -93,7 +92,7 @@ def _decode_image(path: str) -> Picture:
         if content.startswith(_JPEG) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
             raise DecodeError(f"{path}: the image is cut off")
         # From memory, so that neither a "%" in the name nor a wrong suffix means anything.
-        with av.open(io.BytesIO(content), metadata_errors="ignore") as container:
+        with open_input(io.BytesIO(content)) as container:
             stream = container.streams.video[0]
             stream.codec_context.options = {"err_detect": "explode"}  # or what is missing is gray
             frame = next(container.decode(stream), None)

@@ -42,8 +42,11 @@ class Stream(Video):
         self._container, self._stream = self._open(approximate=approximate)
         self.codec = self._stream.codec.canonical_name
         try:
-            self._stored_aspect = self._stream.sample_aspect_ratio or Fraction(1)
-            self._rate = self._stream.average_rate or self._stream.guessed_rate
+            # PyAV 19 has a type of its own for fractions, and 0 for None.
+            aspect = self._stream.sample_aspect_ratio or Fraction(1)
+            self._stored_aspect = Fraction(aspect.numerator, aspect.denominator)
+            self._rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+            self._tick = float(self._stream.time_base or 0)
             self._index = recall_index(file, keep_index)
             if self._index is None:
                 self._index = index_frames(self._container, self._stream)
@@ -72,7 +75,7 @@ class Stream(Video):
 
     @cached_property
     def _clock(self) -> Clock:
-        return self._counted().clock(self._stream.time_base or Fraction(0), self._rate)
+        return self._counted().clock(self._tick, self._rate)
 
     def _counted(self) -> FrameIndex:
         """Give the index, or what decoding everything says where the packets prove none."""

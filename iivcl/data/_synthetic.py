@@ -164,7 +164,7 @@ def _apportion(num_groups: int, num_classes: int, imbalance: float) -> list[int]
     given = np.zeros(num_classes)
     classes = []
     for total in range(1, num_groups + 1):
-        classes.append(int((total * shares - given).argmax()))
+        classes.append(int(np.argmax(total * shares - given)))
         given[classes[-1]] += 1
     return classes
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-BLOCK = 16  # rows that share one maximum
+_CPU_BLOCK = 16  # rows that share one maximum
 _TILE_BYTES = 2**21  # similarities computed at once on the CPU: they stay in its cache
 _HELD_BYTES = 2**24  # similarities of a chunk that the CPU holds until the second pass
 _FEW_QUERIES = 8  # the CPU multiplies so few with the bank faster as rows than as columns
-_CANDIDATE_BYTES = 2**20  # rows of the best blocks gathered at once in the second pass: the cache
-_MANY_CANDIDATE_BYTES = 2**25  # the same of an accelerator
-_CHUNK_ROWS = 65_536  # of the CPU
-_CHUNK_BYTES = 2**27  # similarities and halves of a chunk on an accelerator
-_HALVES_PAY = 256, 2**24  # queries, and similarities, from which on the halves are worth making
+_CPU_GATHERED_BYTES = 2**20  # rows of the best blocks gathered at once: the cache
+_CPU_CHUNK_ROWS = 65_536
+
+_GPU_BLOCKS = 64, 128, 256  # the least whose maxima take no more than ...
+_MAXIMA_BYTES = 2**25
+_GPU_TILE_BYTES = 76 * 2**20  # similarities, and halves of the rows, that are held at once
+_GPU_GATHERED_BYTES = 48 * 2**20
+_FEW_SIMILARITIES = 2**22  # that topk goes through in the time of launching the rest
+_HALVES_PAY = 768, 2**24  # queries, and similarities, from which on the halves are worth making
 
 
 class Step(NamedTuple):
@@ -28,6 +32,8 @@ class Step(NamedTuple):
         held: Rows whose similarities are held at once; fewer than all: their blocks are computed
             again in the second pass.
         tile: Rows that are multiplied at once.
+        block: Rows that share one maximum.
+        at_once: Queries that look into their best blocks at once.
     """
 
     start: int
@@ -35,16 +41,17 @@ class Step(NamedTuple):
     in_blocks: bool
     held: int
     tile: int
+    block: int
+    at_once: int
 
 
 class SearchPlan(NamedTuple):
-    """The chunks in their order, and how many queries look into their best blocks at once.
+    """The chunks in their order.
 
     The first pass may run ``in_halves``: on tensor cores, with numbers in two parts of float16.
     """
 
     steps: list[Step]
-    queries_at_once: int
     in_halves: bool
 
 
@@ -64,24 +71,49 @@ def plan_search(
     chunk_size: int | None = None,
 ) -> SearchPlan:
     """Plan a search for ``batch`` queries (B, D) among the ``rows`` of a bank (M, D)."""
+    if on_cpu:
+        return _plan_on_cpu(batch, dim, rows, k, chunk_size or _CPU_CHUNK_ROWS)
     in_halves = has_halves and batch >= _HALVES_PAY[0] and batch * rows >= _HALVES_PAY[1]
-    few = batch <= _FEW_QUERIES and on_cpu
-    fitting = _TILE_BYTES // (4 * max(batch, 1)) // BLOCK * BLOCK
-    tile = min(4096, max(256, fitting)) if on_cpu else rows
-    row_bytes = half_bytes(dim) if in_halves else 0
-    chunk = chunk_size or (
-        _CHUNK_ROWS if on_cpu else max(2048, _CHUNK_BYTES // (row_bytes + 4 * max(batch, 1)))
-    )
+    return _plan_on_gpu(batch, dim, rows, k, chunk_size, in_halves)
 
-    def step(start: int) -> Step:
-        stop = min(start + chunk, rows)
+
+def _plan_on_cpu(batch: int, dim: int, rows: int, k: int, chunk: int) -> SearchPlan:
+    block = _CPU_BLOCK
+    fitting = _TILE_BYTES // (4 * max(batch, 1)) // block * block
+    tile = min(4096, max(256, fitting))
+
+    def step(start: int, stop: int) -> Step:
         size = stop - start
-        in_blocks = not few and size >= 8 * BLOCK * k  # else both passes would read as much
+        # Else both passes would read as much.
+        in_blocks = batch > _FEW_QUERIES and size >= 8 * block * k
         # Worth it when the second pass would read more than is written and read here.
-        fits = 4 * batch * size <= _HELD_BYTES and 2 * size <= BLOCK * k * dim
-        held = size if fits or not on_cpu or not in_blocks else min(size, tile)
-        return Step(start, stop, in_blocks, held, min(tile, size))
+        fits = 4 * batch * size <= _HELD_BYTES and 2 * size <= block * k * dim
+        held = size if fits or not in_blocks else min(size, tile)
+        at_once = max(1, _CPU_GATHERED_BYTES // (4 * dim * k * block))
+        return Step(start, stop, in_blocks, held, min(tile, size), block, at_once)
 
-    candidate_bytes = _CANDIDATE_BYTES if on_cpu else _MANY_CANDIDATE_BYTES
-    at_once = max(1, candidate_bytes // (4 * dim * k * BLOCK))
-    return SearchPlan([step(start) for start in range(0, rows, chunk)], at_once, in_halves)
+    steps = [step(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
+    return SearchPlan(steps, False)
+
+
+def _plan_on_gpu(
+    batch: int, dim: int, rows: int, k: int, chunk: int | None, in_halves: bool
+) -> SearchPlan:
+    column = 4 * max(batch, 1)  # bytes of the similarities of a row
+    block = next((b for b in _GPU_BLOCKS if column * rows <= b * _MAXIMA_BYTES), _GPU_BLOCKS[-1])
+    row_bytes = column + half_bytes(dim) * in_halves
+    tile = max(1, _GPU_TILE_BYTES // row_bytes // block) * block
+    pays = batch * rows > _FEW_SIMILARITIES and rows >= 4 * block * k
+    chunk = chunk or max(tile, _MAXIMA_BYTES * block // column if pays else tile)
+
+    def step(start: int, stop: int) -> Step:
+        size = stop - start
+        in_blocks = pays and size >= 4 * block * k
+        whole = -(-size // block) * block
+        # Of each row that is looked at, the key if it is not held, its number, value and masks.
+        row = 4 * dim * (size > tile) + 40
+        at_once = max(1, _GPU_GATHERED_BYTES // (row * k * block))
+        return Step(start, stop, in_blocks, min(tile, size), min(tile, whole), block, at_once)
+
+    steps = [step(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
+    return SearchPlan(steps, in_halves)

@@ -8,7 +8,7 @@ import torch
 
 from iivcl._checks import check_at_least, check_choice
 from iivcl.queues._placement import Distribution
-from iivcl.queues._plan import BLOCK, Step, half_bytes, plan_search
+from iivcl.queues._plan import Step, half_bytes, plan_search
 
 __all__ = ["Estimate", "estimate"]
 
@@ -117,16 +117,18 @@ def _workspace(
         chunk = step.stop - step.start
         if not step.in_blocks:
             return _FLOAT * queries * chunk + (compared + converted) * step.tile
-        maxima = _FLOAT * queries * -(-chunk // BLOCK)
-        similarities = _FLOAT * queries * (step.held + BLOCK)
-        beside = (converted + halves) * step.tile + compared * (step.tile + BLOCK)
+        maxima = _FLOAT * queries * (-(-chunk // step.block) + step.tile // step.block)
+        similarities = _FLOAT * queries * (step.held + step.block)
+        beside = (converted + halves) * step.tile + compared * (step.tile + step.block)
         first_pass = maxima + similarities + beside
-        candidates = k * BLOCK
+        candidates = k * step.block
         # Beside the gathered rows, their numbers, values and masks.
-        gathered = min(queries, plan.queries_at_once) * candidates * (gathered_row + 20)
-        is_held = on_cpu and step.held == chunk
-        looked_up = _FLOAT * queries * candidates if is_held else gathered
-        second_pass = 2 * maxima + similarities + looked_up + 25 * queries * candidates
+        looking = min(queries, step.at_once) if not on_cpu or step.held < chunk else queries
+        row = 0 if step.held == chunk else gathered_row
+        looked_up = looking * candidates * (row + 40)
+        if on_cpu:
+            looked_up += 25 * queries * candidates
+        second_pass = 2 * maxima + similarities + looked_up
         return max(first_pass, second_pass)
 
     results = 64 * queries * k
