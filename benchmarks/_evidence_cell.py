@@ -121,7 +121,7 @@ def train(
         predictor = backbones.PredictionHead(DIM, 256).to(device)
     queues = [NNSupportQueue(method.queue, DIM).to(device) for _ in heads]
     row_labels = torch.full((method.queue,), -1, device=device)
-    two_views, second = method.lookup != "embedding", nn.Identity()
+    two_views, second = method.lookup in ("changes", "both"), nn.Identity()
     near = width + DIM * (method.lookup == "both")  # numbers that neighbours are near in
     second_queue = NNSupportQueue(method.queue, near).to(device)
     if two_views:  # trained first, and then left as it is
@@ -151,6 +151,7 @@ def train(
         features = model[0](views)
         return [F.normalize(head(features), dim=1).view(2, batch, DIM) for head in model[1]]
 
+    near_to: Tensor | None = None
     curves: list[Metrics] = []
     order = torch.empty(0, dtype=torch.int64)
     for step in range(steps):
@@ -174,6 +175,12 @@ def train(
         started = method.find is not None and step >= method.start * steps
         shown = step % max(1, steps // POINTS) == 0 or step == steps - 1
         look = Lookup(key[-1], ids, queues[-1], labels, row_labels, method_draws)
+        if started and method.lookup.endswith("videos"):
+            if step % max(1, steps // POINTS) == 0 or near_to is None:
+                seen_alone = nn.Sequential(NORMALIZE, see, target[0])
+                mutual = method.lookup.startswith("mutual")
+                near_to = near_videos_of(seen_alone, clips, places, len(videos.labels), mutual)
+            look = look._replace(near=near_to[chosen])
         if two_views:  # its rows are in step with those of the other queues
             with torch.no_grad():
                 near_in = [F.normalize(second(Changes()(frames)), dim=1).view(2, batch, width)]
@@ -250,24 +257,45 @@ class Pixels(nn.Module):
         return (gray if self.what == "values" else gray.diff(dim=1).abs().sum(1)).flatten(1)
 
 
+CENTER = augment.Compose(augment.ResizeShortSide(SIZE), augment.CenterCrop(SIZE), augment.ToFloat())
+
+
+@torch.no_grad()
+def features_of(features: nn.Module, clips: Clips, places: Tensor) -> Tensor:
+    """Average the features of clips of the centre of each video, (N, D)."""
+    before = features.training
+    features.eval()
+    how = {"clips_per_video": CLIPS}
+    starts = torch.cat([clips.starts(i, uniform_clip_starts, **how) for i in places.tolist()])
+    parts = [features(CENTER(clips.cut(part))) for part in starts.split(8 * CLIPS)]
+    features.train(before)
+    return torch.cat(parts).float().unflatten(0, (-1, CLIPS)).mean(1)
+
+
+def near_videos_of(
+    features: nn.Module, clips: Clips, places: Tensor, count: int, mutual: bool, k: int = 5
+) -> Tensor:
+    """Find for each of ``count`` videos the k nearest of those in ``places``, (count, k) or -1."""
+    whole = features_of(features, clips, places)
+    whole = F.normalize(whole - whole.mean(0), dim=1)
+    near = (whole @ whole.T).fill_diagonal_(-torch.inf).topk(k).indices  # (N, k)
+    if mutual:
+        own = torch.arange(len(near), device=near.device)[:, None, None]
+        near = near.where((near[near] == own).any(2), -1)
+    places = places.to(near.device)
+    table = near.new_full((count, k), -1)
+    table[places] = places[near].where(near >= 0, -1)
+    return table
+
+
 @torch.no_grad()
 def evaluate(
     features: nn.Module, videos: Videos, train: Tensor, test: Tensor, *, device: str
 ) -> Metrics:
     """Measure features of (B, 3, T, H, W) in [0, 1] by all protocols, from clips of the centre."""
-    transform = augment.Compose(
-        augment.ResizeShortSide(SIZE), augment.CenterCrop(SIZE), augment.ToFloat()
-    )
     clips = Clips(videos, device, **clip_of(videos.kind))
-    features.eval()
-
-    def features_of(places: Tensor) -> Tensor:  # (N, D), on the host, which is as fast from here on
-        how = {"clips_per_video": CLIPS}
-        starts = torch.cat([clips.starts(i, uniform_clip_starts, **how) for i in places.tolist()])
-        parts = [features(transform(clips.cut(part))) for part in starts.split(8 * CLIPS)]
-        return torch.cat(parts).float().unflatten(0, (-1, CLIPS)).mean(1).cpu()
-
-    gallery, query = features_of(train), features_of(test)
+    # On the host, which is as fast from here on.
+    gallery, query = (features_of(features, clips, part).cpu() for part in (train, test))
     labels, truth = videos.labels[train], videos.labels[test]
     recall = retrieval_recall(query, truth, gallery, labels, ks=(1, 5))
     classes = int(videos.labels.max()) + 1

@@ -28,6 +28,7 @@ class Lookup(NamedTuple):
     labels: Tensor  # (B,)
     row_labels: Tensor  # (K,)
     generator: torch.Generator
+    near: Tensor | None = None  # (B, k) numbers of the videos that are near as a whole, or -1
 
 
 Pair = list[Neighbors]  # what the key of each of the two clips has found, (B, k) each
@@ -42,6 +43,20 @@ def nearest(k: int) -> Finder:
 def nearest_to_mean(k: int) -> Finder:
     """Look up once per video, by the mean of its clips."""
     return lambda look: 2 * [look.queue.nearest(look.keys.mean(0), k, ids=look.ids)]
+
+
+def near_videos(look: Lookup) -> Pair:
+    """Take the newest row of each video that is near as a whole."""
+    assert look.near is not None
+    is_row = look.near[:, :, None] == look.queue.ids  # (B, k, K)
+    stamps, rows = look.queue.stamps.where(is_row, -1).max(2)
+    valid = stamps >= 0
+
+    def neighbors(key: Tensor) -> Neighbors:
+        similarity = (look.queue.keys[rows] @ key[:, :, None])[..., 0]  # (B, k)
+        return Neighbors(similarity.where(valid, -torch.inf), rows.where(valid, 0), valid)
+
+    return [neighbors(key) for key in look.keys]
 
 
 def oracle(purity: float, k: int) -> Finder:
@@ -200,8 +215,10 @@ class Method:
         query: What of the query the term sees: its ``"embedding"``, or a ``"prediction"`` from it.
         head: The term has the ``"shared"`` head and queue, or its ``"own"``.
         lookup: Neighbours are near in the ``"embedding"``; in that of an encoder which sees the
-            ``"changes"`` from frame to frame alone and was trained before; or in ``"both"``, by the
-            sum of the two similarities.
+            ``"changes"`` from frame to frame alone and was trained before; in ``"both"``, by the
+            sum of the two similarities; or as whole ``"videos"``, by the features of the backbone
+            for clips that are not augmented, 20 times in a run, of which ``"mutual-videos"`` keeps
+            those of which each is near to the other.
         sees: What the encoder itself sees: ``"frames"``, or their ``"changes"`` alone.
         colours: Whether colours are changed at random, too; else clips are cropped alone.
         queue: Rows of the queue.
@@ -214,7 +231,7 @@ class Method:
     ids: Literal["videos", "takes", "people"] = "videos"
     query: Literal["embedding", "prediction"] = "embedding"
     head: Literal["shared", "own"] = "shared"
-    lookup: Literal["embedding", "changes", "both"] = "embedding"
+    lookup: Literal["embedding", "changes", "both", "videos", "mutual-videos"] = "embedding"
     sees: Literal["frames", "changes"] = "frames"
     colours: bool = True
     queue: int = 512
@@ -242,6 +259,8 @@ METHODS: dict[str, Method] = {
     "both-views": Method(find=nearest(5), lookup="both"),
     "both-views-takes": Method(find=nearest(5), lookup="both", ids="takes"),
     "gate-both-views": Method(find=GATE, lookup="both"),
+    "videos": Method(find=near_videos, lookup="videos"),
+    "mutual-videos": Method(find=near_videos, lookup="mutual-videos"),
     "queue-2048": Method(find=nearest(5), queue=2048),
     # What makes impure ones harmless?
     "soft": Method(find=nearest(10), term=weighted(soft=TEMPERATURE)),
