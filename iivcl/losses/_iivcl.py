@@ -197,7 +197,9 @@ class IIVCLLoss(nn.Module):
             if self.batch_negatives:
                 others = placement.others_of_batch(keys, ids)
                 rest = log_add_exp(rest, others.log_sum_exp(scaled, chunk_size=self.chunk_size))
-            clip_logits = torch.einsum("bd,bpd->bp", scaled, keys)
+            # No product of matrices: inductor of torch 2.11 writes the gradient of one of a single
+            # row over its factor, the keys, from which `others` have yet to take theirs.
+            clip_logits = (scaled[:, None] * keys).sum(2)
             # Both terms at once, (B, 2, P + k + 1): the positives of the first are the clips, which
             # are absent from the second, whose positives are the neighbours.
             shared = neighbor_logits, rest[:, None]
