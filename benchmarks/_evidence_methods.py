@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -52,9 +52,12 @@ def oracle(purity: float, k: int) -> Finder:
         allowed = queue.valid & (look.ids[:, None] != queue.ids)  # (B, K)
         right = look.labels[:, None] == look.row_labels
 
+        def rand(*shape: int) -> Tensor:
+            drawn = torch.rand(shape, generator=look.generator)
+            return drawn.to(allowed.device, non_blocking=True)
+
         def draw(key: Tensor) -> Neighbors:
-            chance = torch.rand(allowed.shape, generator=look.generator).to(key.device)
-            coin = torch.rand(len(key), k, generator=look.generator).to(key.device) < purity
+            chance, coin = rand(*allowed.shape), rand(len(key), k) < purity
             good, good_rows = chance.where(allowed & right, -1.0).topk(k)  # (B, k)
             bad, bad_rows = chance.where(allowed & ~right, -1.0).topk(k)
             score, rows = torch.where(coin, good, bad), torch.where(coin, good_rows, bad_rows)
@@ -108,8 +111,8 @@ def _only(found: Neighbors, keep: Tensor) -> Neighbors:
 Term = Callable[[Tensor, Tensor, NNSupportQueue, Tensor, Neighbors], Tensor]
 
 
-def attract(form: Literal["per_positive", "out", "in"] = "per_positive") -> Term:
-    """Take the library's inter term: all neighbours count alike."""
+def attract(form: Literal["per_positive", "out", "in"] = "out") -> Term:
+    """Take the library's inter term, by its default form: all neighbours count alike."""
     criterion = IIVCLLoss(temperature=TEMPERATURE, batch_negatives=True, form=form)
 
     def term(
@@ -205,7 +208,7 @@ class Method:
     """
 
     find: Finder | None
-    term: Term = attract()
+    term: Term = field(default_factory=attract)
     start: float = 0.4
     weight: float = 1.0
     ids: Literal["videos", "takes", "people"] = "videos"
@@ -257,7 +260,7 @@ METHODS: dict[str, Method] = {
     "k1": Method(find=nearest(1)),
     "k10": Method(find=nearest(10)),
     "form-in": Method(find=nearest(5), term=attract("in")),
-    "form-out": Method(find=nearest(5), term=attract("out")),
+    "form-per-positive": Method(find=nearest(5), term=attract("per_positive")),
     # Where clips are cropped alone, and where the encoder sees motion alone.
     "crops-intra": Method(find=None, colours=False),
     "crops-plain": Method(find=nearest(5), colours=False),

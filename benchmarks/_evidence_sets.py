@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iivcl import augment
-from iivcl.data import make_synthetic_videos, open_video, read_manifest
+from iivcl.data import clip_indices, make_synthetic_videos, open_video, read_manifest
 
 GENERATED: dict[str, dict[str, Any]] = {
     "shapes-8": {"num_videos": 480, "num_classes": 8},
@@ -26,13 +29,14 @@ GENERATED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PEOPLE = ("subject", "person", "group")  # columns of a manifest that may say who is seen
 FOLDS = 5
-SIZE = 32  # pixels of a clip; videos are kept a fourth larger
+SIZE = 40  # pixels of a clip; videos are kept a fourth larger
 
 
 class Videos(NamedTuple):
     """A set in memory: N videos with what is known of them."""
 
-    frames: list[Tensor]  # (3, T, H, W) uint8 of one H and W
+    frames: Tensor  # (3, F, H, W) uint8, of all videos, one after the other
+    lengths: Tensor  # (N,) frames of each
     labels: Tensor  # (N,)
     takes: Tensor  # (N,) videos of one number show the same thing
     people: Tensor  # (N,)
@@ -45,13 +49,57 @@ class Videos(NamedTuple):
         return number
 
 
-def load_generated(name: str, folder: Path) -> Videos:
-    root = folder / name
-    make_synthetic_videos(root, **GENERATED[name])
-    return load(root / "manifest.csv", "shapes" if name.startswith("shapes") else "real")
+class Clips:
+    """The frames of a set on a device, and which of them make a clip."""
+
+    def __init__(
+        self, videos: Videos, device: str | torch.device, *, num_frames: int, stride: int
+    ) -> None:
+        self.clip = {"num_frames": num_frames, "stride": stride}
+        self.frames, self.lengths = videos.frames.to(device), videos.lengths.tolist()
+        self.first = (videos.lengths.cumsum(0) - videos.lengths).tolist()  # frame of every video
+        own = [clip_indices(torch.arange(n), n, **self.clip) for n in self.lengths]
+        # Of the clip that starts at each frame, all frames: (F, num_frames).
+        self.places = torch.cat([first + part for first, part in zip(self.first, own, strict=True)])
+
+    def starts(self, video: int, choose: Callable[..., Tensor], **how: Any) -> Tensor:
+        """Choose where clips of a video start, (V,), in the frames of the set."""
+        return self.first[video] + choose(self.lengths[video], **self.clip, **how)
+
+    def cut(self, starts: Tensor) -> Tensor:
+        """Cut clips out, (len(starts), 3, num_frames, H, W)."""
+        places = self.places[starts].to(self.frames.device, non_blocking=True)
+        return self.frames[:, places].transpose(0, 1).contiguous()
 
 
-def load(manifest: Path, kind: str = "real") -> Videos:
+def load_set(name: str, folder: Path, real: Path) -> Videos:
+    """Give a generated set, or the one in ``real``, which are kept in ``folder``."""
+    manifest, kind = real / "manifest.csv", "shapes" if name.startswith("shapes") else "real"
+    options = GENERATED.get(name)
+    key = zlib.crc32(repr((SIZE, options or manifest.read_text())).encode())
+
+    def make() -> Videos:
+        if options is None:
+            return load(manifest, kind)
+        make_synthetic_videos(folder / name, **options)
+        return load(folder / name / "manifest.csv", kind)
+
+    return cached(folder / f"{name}-{key:08x}.pt", make)
+
+
+def cached(file: Path, make: Callable[[], Videos]) -> Videos:
+    """Make a set once for all processes: one does, the others wait and read its file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            unfinished = file.with_suffix(".tmp")
+            torch.save(make()._asdict(), unfinished)
+            unfinished.replace(file)
+    return Videos(**torch.load(file, weights_only=True, mmap=True))
+
+
+def load(manifest: Path, kind: str) -> Videos:
     """Decode all videos of a manifest that names people, by the columns of `PEOPLE`."""
     videos = read_manifest(manifest)
     with manifest.open(encoding="utf-8-sig", newline="") as file:
@@ -66,8 +114,9 @@ def load(manifest: Path, kind: str = "real") -> Videos:
     frames = [read_frames(path) for path in videos.paths]
     height, width = (min(video.shape[i] for video in frames) for i in (-2, -1))
     crop = augment.CenterCrop((height, width))
-    frames = [crop(video[None])[0] for video in frames]
-    return Videos(frames, videos.labels, takes, people, list(videos.splits), kind)
+    lengths = torch.tensor([video.shape[1] for video in frames])
+    joined = torch.cat([crop(video[None])[0] for video in frames], dim=1)
+    return Videos(joined, lengths, videos.labels, takes, people, list(videos.splits), kind)
 
 
 def read_frames(path: str) -> Tensor:

@@ -3,7 +3,7 @@
     python benchmarks/evidence.py --list                         # what there is to run, in order
     python benchmarks/evidence.py --minutes 30                   # the next cells
     python benchmarks/evidence.py --real my_set/ --sets my_set   # of a folder with a manifest.csv
-    python benchmarks/evidence.py --page                         # write the tables of the page
+    python benchmarks/evidence.py --page                         # write the page's tables and plots
 
 A cell is a set, a number of steps, a method, a fold and a seed; its results and curves are one
 file in ``docs/evidence``. A cell that is there is never run again, and several calls share the
@@ -17,27 +17,29 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import statistics
+import sys
 import tempfile
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from _evidence_cell import BASELINES, run_cell
 from _evidence_methods import METHODS
-from _evidence_sets import FOLDS, GENERATED, Videos, fold, load, load_generated, official
-from _measure import environment, table
+from _evidence_sets import FOLDS, GENERATED, Videos, fold, load_set, official
+from _evidence_tables import QUESTIONS, answer, interval, paired, tables
+from _measure import environment
 
-ROOT = Path(__file__).parents[1]
-CELLS, PAGE = ROOT / "docs" / "evidence", ROOT / "docs" / "explanation" / "evidence.md"
-BEGIN, END = "<!-- written by benchmarks/evidence.py -->", "<!-- end -->"
-HEADLINE = ("intra", "plain", "oracle", "gate")
+DOCS = Path(__file__).parents[1] / "docs"
+CELLS, PAGE, PLOTS = DOCS / "evidence", DOCS / "explanation" / "evidence.md", DOCS / "assets"
+BEGIN, END = "<!-- {}: written by benchmarks/evidence.py -->", "<!-- end -->"
+HEADLINE = ("intra", "plain", "agreed", "oracle")
 FEW, MANY, OFFICIAL = 3, 15, "-official"  # pairs to explore with, and for the headline
+FAILURES = 5  # after which a call gives up: a GPU that failed once may fail for ever
 
 
 class Cell(NamedTuple):
@@ -55,12 +57,17 @@ class Cell(NamedTuple):
         return f"{self.set}-{self.steps}.{self.method}.fold{self.fold}.seed{self.seed}"
 
 
+def place(name: str, number: int) -> tuple[int, int]:
+    """Give the fold and the seed of a pair; an official split has seeds alone."""
+    return (0, number) if name.endswith(OFFICIAL) else (number % FOLDS, number // FOLDS)
+
+
 def plan(sets: Sequence[str], steps: int) -> list[Cell]:
     """List the cells by priority: the headline pair first, what explores, then more pairs."""
 
     def pairs(numbers: range, methods: Sequence[str]) -> list[Cell]:
         return [
-            Cell(name, steps, method, number % FOLDS, number // FOLDS)
+            Cell(name, steps, method, *place(name, number))
             for number in numbers
             for name in sets
             for method in methods
@@ -95,15 +102,16 @@ def claim(path: Path) -> Iterator[bool]:
 def run_cells(
     cells: Sequence[Cell],
     folder: Path,
-    load_set: Callable[[str], Videos],
+    load: Callable[[str], Videos],
     *,
     minutes: float,
     device: str = "cpu",
-) -> int:
-    """Run the cells that are not there until the time is over; return how many were run."""
+) -> list[str]:
+    """Run the cells that are not there until the time is over; return the names of the failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    deadline, longest, done = time.monotonic() + 60 * minutes, 0.0, 0
+    deadline, longest = time.monotonic() + 60 * minutes, 0.0
     loaded: dict[str, Videos] = {}
+    failed: list[str] = []
 
     def check() -> None:
         if time.monotonic() > deadline:
@@ -111,7 +119,7 @@ def run_cells(
 
     for cell in cells:
         path = folder / f"{cell.name}.json"
-        if time.monotonic() + longest > deadline:
+        if time.monotonic() + longest > deadline or len(failed) >= FAILURES:
             break
         if path.exists():
             continue
@@ -119,7 +127,7 @@ def run_cells(
             if not mine or path.exists() or is_hopeless(cell, read_cells(folder)):
                 continue
             if cell.set not in loaded:
-                loaded[cell.set] = load_set(cell.set)
+                loaded[cell.set] = load(cell.set)
             videos, started, computed = loaded[cell.set], time.monotonic(), time.process_time()
             at_end = cell.set.endswith(OFFICIAL)
             split = official(videos) if at_end else fold(videos, cell.fold)
@@ -128,6 +136,10 @@ def run_cells(
                 result = run_cell(videos, split, cell.method, check=check, **options)
             except TimeoutError:
                 break  # nothing is written
+            except Exception:  # whatever it is, it may concern this cell alone
+                failed.append(cell.name)
+                print(f"{cell.name} FAILED\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+                continue
             longest = max(longest, time.monotonic() - started)
             report = {
                 **cell._asdict(),
@@ -138,14 +150,13 @@ def run_cells(
             unfinished = path.with_suffix(".tmp")
             unfinished.write_text(json.dumps(report, indent=1) + "\n")
             unfinished.replace(path)
-            done += 1
             print(f"{cell.name}: {result['results']}", flush=True)
-    return done
+    return failed
 
 
 def is_hopeless(cell: Cell, cells: Sequence[dict[str, Any]]) -> bool:
-    """Whether the method is known by its first pairs to be worse than the intra term alone."""
-    if cell.method in (*BASELINES, "intra"):
+    """Whether its first pairs show that the method is worse than the same without neighbours."""
+    if cell.method in BASELINES or cell.method.endswith("intra"):
         return False
     alike = [c for c in cells if (c["set"], c["steps"]) == (cell.set, cell.steps)]
     gains = paired(alike, cell.method, "recall_at_1")
@@ -153,96 +164,12 @@ def is_hopeless(cell: Cell, cells: Sequence[dict[str, Any]]) -> bool:
     return len(gains) >= FEW and mean + half < 0
 
 
-def paired(cells: Sequence[dict[str, Any]], method: str, metric: str) -> list[float]:
-    """Subtract from a method's results those of ``intra`` of the same fold and seed."""
-    values = {(c["method"], c["fold"], c["seed"]): c["results"][metric] for c in cells}
-    return [
-        value - values["intra", number, seed]
-        for (name, number, seed), value in values.items()
-        if name == method and ("intra", number, seed) in values
-    ]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % interval by Student's t; NaN if unknown."""
-    n = len(values)
-    mean = statistics.fmean(values) if values else float("nan")
-    if n < 2:
-        return mean, float("nan")
-    return mean, t_quantile(n - 1) * statistics.stdev(values) / n**0.5
-
-
-def t_quantile(freedom: int) -> float:
-    """Return t within which 95 % of Student's distribution lies.
-
-    With ``t = sqrt(freedom) tan(a)`` its density becomes ``cos(a) ** (freedom - 1)``.
-    """
-    angle = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angle) ** (freedom - 1)
-    share = np.append(0, np.cumsum(density[1:] + density[:-1]))
-    return float(freedom**0.5 * np.tan(np.interp(0.95 * share[-1], share, angle)))
-
-
-def tables(cells: Sequence[dict[str, Any]]) -> str:
-    """Write one table for every set and number of steps."""
-    parts = []
-    for name, steps in sorted({(c["set"], c["steps"]) for c in cells}):
-        chosen = [c for c in cells if (c["set"], c["steps"]) == (name, steps)]
-        if len({json.dumps(c["setting"]) for c in chosen}) > 1:
-            raise ValueError(f"cells of {name} are of different settings: remove the older ones")
-        found = {c["method"] for c in chosen}
-        methods = [method for method in (*BASELINES, *METHODS) if method in found]
-        trained = [c["cpu_seconds"] for c in chosen if c["curves"]]
-        cost = f"{statistics.median(trained):.0f} CPU-seconds" if trained else "-"
-        parts.append(
-            f"### {name}, {steps} steps\n\n"
-            + table(HEADER, [row(chosen, method) for method in methods])
-            + f"\nCost of a trained cell (median): {cost}.\n"
-        )
-    return "\n".join(parts)
-
-
-METRICS = {"recall_at_1": "R@1", "recall_at_5": "R@5", "knn": "kNN", "linear": "linear"}
-HEADER = [
-    "method", "cells", *METRICS.values(), "R@1 - intra", "linear - intra", "pairs",
-    "purity of 5 nearest", "accepted", "their purity",
-]  # fmt: skip
-
-
-def row(cells: Sequence[dict[str, Any]], method: str) -> list[str]:
-    own = [c for c in cells if c["method"] == method]
-    means = [statistics.fmean(c["results"][metric] for c in own) for metric in METRICS]
-    gains = [paired(cells, method, metric) for metric in ("recall_at_1", "linear")]
-    shown = ["-" if method == "intra" else signed(*interval(gain)) for gain in gains]
-    curves = [late(own, name) for name in ("nearest_purity", "accepted", "purity")]
-    return [
-        method,
-        str(len(own)),
-        *(f"{mean:.3f}" for mean in means),
-        *shown,
-        str(len(gains[0])),
-        *("-" if value is None else f"{value:.2f}" for value in curves),
-    ]
-
-
-def signed(mean: float, half: float) -> str:
-    if mean != mean:
-        return "-"
-    if half != half:
-        return f"{mean:+.3f}"
-    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
-
-
-def late(cells: Sequence[dict[str, Any]], name: str) -> float | None:
-    """Average a curve over the last quarter of its points and over cells."""
-    points = [p.get(name) for c in cells for p in c["curves"][-(len(c["curves"]) // 4) :]]
-    values = [value for value in points if value is not None]
-    return statistics.fmean(values) if values else None
-
-
 def with_tables(page: str, cells: Sequence[dict[str, Any]]) -> str:
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{tables(cells)}\n{END}{rest.split(END)[1]}"
+    """Write the tables into the page, between the marks of each."""
+    for name, text in [("all", tables(cells)), *((q, answer(cells, q)) for q in QUESTIONS)]:
+        head, rest = page.split(BEGIN.format(name))
+        page = f"{head}{BEGIN.format(name)}\n\n{text}\n{END}{rest.split(END, 1)[1]}"
+    return page
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -256,15 +183,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=CELLS)
     parser.add_argument(
         "--generated", type=Path, default=Path(tempfile.gettempdir()) / "iivcl-evidence",
-        help="folder of the generated sets",
+        help="folder of generated and decoded sets",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the cells, and run none")
-    parser.add_argument("--page", action="store_true", help="write the tables, and run none")
+    parser.add_argument("--page", action="store_true", help="write tables and plots, and run none")
     args = parser.parse_args(arguments)
     if args.page:
-        PAGE.write_text(with_tables(PAGE.read_text(), read_cells(args.out)))
+        from _evidence_plots import draw  # which wants matplotlib
+
+        cells = read_cells(args.out)
+        PAGE.write_text(with_tables(PAGE.read_text(), cells))
+        draw(cells, PLOTS)
         return
     real = [args.real.resolve().name] if args.real else []
     known = [*real, *GENERATED]
@@ -275,22 +206,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cell
         for cell in plan(sets, args.steps)
         if cell.method in (args.methods or (*BASELINES, *METHODS))
-        and cell.fold + FOLDS * cell.seed < args.pairs
-        and (cell.fold == 0 or not cell.set.endswith(OFFICIAL))
+        and (cell.fold, cell.seed) in [place(cell.set, number) for number in range(args.pairs)]
     ]
     if args.list:
         for cell in cells:
             print("done" if (args.out / f"{cell.name}.json").exists() else "    ", cell.name)
         return
 
-    def load_set(name: str) -> Videos:
-        if name in GENERATED:
-            args.generated.mkdir(parents=True, exist_ok=True)
-            return load_generated(name, args.generated)
-        return load(args.real / "manifest.csv")
+    def load(name: str) -> Videos:
+        return load_set(name.removesuffix(OFFICIAL), args.generated, args.real or Path())
 
     torch.set_num_threads(args.threads)
-    run_cells(cells, args.out, load_set, minutes=args.minutes, device=args.device)
+    if failed := run_cells(cells, args.out, load, minutes=args.minutes, device=args.device):
+        parser.exit(1, f"failed: {', '.join(failed)}\n")
 
 
 if __name__ == "__main__":

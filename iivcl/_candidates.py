@@ -109,10 +109,10 @@ class Candidates(NamedTuple):
             if forward_ad.unpack_dual(query).tangent is not None:  # type: ignore[no-untyped-call]
                 raise NotImplementedError(_FIRST_ORDER)
             slopes = torch.is_grad_enabled() and query.requires_grad
-            is_one = size >= len(self.keys) and not _engine.on_cpu(query)
-            fused = is_one and torch.compiler.is_compiling()
-            operator = _Traced.apply if fused else _log_sum_exp
-            return operator(query, size, slopes, *self)[0]  # type: ignore[no-any-return]
+            operator = _Streamed.apply
+            if torch.compiler.is_compiling() and (size < len(self.keys) or _engine.on_cpu(query)):
+                operator = _log_sum_exp
+            return operator(query, size, slopes, False, *self)[0]  # type: ignore[no-any-return]
 
     def chunk(self, span: slice, dtype: torch.dtype) -> Tensor:
         """Give the keys ``span`` of unit length, (c, D)."""
@@ -135,17 +135,17 @@ class Candidates(NamedTuple):
         """Tell which of a few ``rows`` (b, R) count for each of the ``queries``, (b, R) bool."""
         parts = [rows >= 0]
         if self.rows is not None:
-            parts.append(self.rows[rows])
+            parts.append(self.rows.take(rows))
         if self.pairs is not None:
             parts.append(self.pairs[queries].gather(1, rows))
         if self.query_ids is not None and self.ids is not None:
-            parts.append(self.ids[rows] != self.query_ids[queries, None])
+            parts.append(self.ids.take(rows) != self.query_ids[queries, None])
         return functools.reduce(torch.logical_and, parts)
 
     def _logits(self, query: Tensor, keys: Tensor, span: slice, nothing: float) -> Tensor:
         """Multiply the queries with ``keys``, which are those of ``span``, (B, c)."""
         which = self
-        if self.rows is not None and self.normalized and nothing == -torch.inf:
+        if self.rows is not None and nothing == -torch.inf and _engine.on_cpu(query):
             bias = self.rows[span].log().to(query.dtype)  # of the product: 0 or -inf
             logits, which = torch.addmm(bias, query, keys.T), Candidates(self.keys, None, *self[2:])
         else:
@@ -206,40 +206,60 @@ _FIRST_ORDER = (
 )
 
 
-def _stream(
-    query: Tensor, chunk_size: int, slopes: bool, keys: Tensor, *which: Any
+def stream(
+    query: Tensor, chunk_size: int, slopes: bool, bounded: bool, keys: Tensor, *which: Any
 ) -> tuple[Tensor, Tensor]:
-    """Give the log-sum-exp (B,) and its derivative (B, D) by the query, softmax(q K') K."""
+    """Give the log-sum-exp (B,) and its derivative (B, D) by the query, softmax(q K') K.
+
+    Args:
+        query: As for `Candidates.log_sum_exp`.
+        chunk_size: Keys per step.
+        slopes: Whether the derivative is asked for.
+        bounded: Whether no exponential of a logit, nor their sum, can leave the range of float32.
+        keys: What `Candidates` begins with.
+        *which: The rest of it.
+    """
     candidates = Candidates(keys, *which)
+    top = total = slope = None
+    for span in spans(len(keys), chunk_size):
+        chunk = candidates.chunk(span, query.dtype)
+        logits = candidates._logits(query, chunk, span, -torch.inf)  # (B, chunk)
+        if not bounded:
+            largest = logits.amax(1).clamp_(min=NO_LOGIT)
+            new_top = largest if top is None else torch.maximum(top, largest)
+            logits.sub_(new_top[:, None])
+            if top is not None and total is not None:
+                shrink = top.sub_(new_top).exp_()
+                total.mul_(shrink)
+                if slope is not None:
+                    slope.mul_(shrink[:, None])
+            top = new_top  # the largest logit so far
+        weights = logits.exp_()
+        sums = weights.sum(1)
+        total = sums if total is None else total.add_(sums)  # of exp(logit), or exp(logit - top)
+        if slopes:  # the same, each times its key
+            slope = weights @ chunk if slope is None else slope.addmm_(weights, chunk)
+    assert total is not None
+    value = total.log().clamp_(min=NO_LOGIT)  # is -inf where no key counts
+    if top is not None:
+        value.add_(top).clamp_(min=NO_LOGIT)
+    if slope is None:
+        return value, query.new_empty(0, 0)
+    return value, slope.div_(total.clamp_(min=torch.finfo(total.dtype).tiny)[:, None])
+
+
+def _stream(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     with without_autocast(query):
-        for span in spans(len(keys), chunk_size):
-            chunk = candidates.chunk(span, query.dtype)
-            logits = candidates._logits(query, chunk, span, -torch.inf)  # (B, chunk)
-            if span.start == 0:
-                top = logits.amax(1).clamp_(min=NO_LOGIT)  # largest logit so far
-                weights = logits.sub_(top[:, None]).exp_()
-                total = weights.sum(1)  # sum of exp(logit - top)
-                slope = weights @ chunk if slopes else query.new_empty(0, 0)  # times the key
-                continue
-            new_top = torch.maximum(top, logits.amax(1))
-            weights = logits.sub_(new_top[:, None]).exp_()
-            shrink = top.sub_(new_top).exp_()
-            total.mul_(shrink).add_(weights.sum(1))
-            if slopes:
-                slope.mul_(shrink[:, None]).addmm_(weights, chunk)
-            top = new_top
-        total.clamp_(min=torch.finfo(total.dtype).tiny)  # is 0 where no key counts
-        if slopes:
-            slope.div_(total[:, None])
-        return top.add_(total.log_()), slope
+        return stream(query, *arguments)
 
 
 _log_sum_exp = torch.library.custom_op(
     "iivcl::log_sum_exp",
     _stream,
     mutates_args=(),
-    schema="(Tensor query, int chunk_size, bool slopes, Tensor keys, Tensor? rows, Tensor? pairs, "
-    "Tensor? ids, Tensor? query_ids, Tensor? without, bool normalized) -> (Tensor, Tensor)",
+    schema="(Tensor query, int chunk_size, bool slopes, bool bounded, Tensor keys, Tensor? rows, "
+    "Tensor? pairs, Tensor? ids, Tensor? query_ids, Tensor? without, bool normalized) "
+    "-> (Tensor, Tensor)",
 )
 
 
@@ -265,6 +285,11 @@ class _Once(torch.autograd.Function):
         raise NotImplementedError(_FIRST_ORDER)
 
 
+def once(gradient: Tensor, of: Tensor) -> Tensor:
+    """Refuse that a gradient by ``of`` is differentiated again."""
+    return _Once.apply(gradient, of)  # type: ignore[no-any-return]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], output[1])
     ctx.set_materialize_grads(False)
@@ -272,19 +297,22 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor | None, _: object) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 10
+        return (None,) * 11
     query, slope = ctx.saved_tensors
     gradient = grad[:, None] * slope
     if torch.is_grad_enabled():
-        gradient = _Once.apply(gradient, query)
-    return gradient, *(None,) * 9
+        gradient = once(gradient, query)
+    return gradient, *(None,) * 10
 
 
 _log_sum_exp.register_autograd(_backward, setup_context=_save)
 
 
-class _Traced(torch.autograd.Function):
-    """The same, open to a compiler: what a GPU does with one chunk are few kernels when joined."""
+class _Streamed(torch.autograd.Function):
+    """The same without an operator's machinery, and open to a compiler.
+
+    What a GPU does with one chunk are few kernels when joined.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:

@@ -180,24 +180,43 @@ def unit_rows(rows: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         if bool(((length > 1e-10) & (length < 1e10)).all()):
             return rows.div(length)
-    tiny = torch.finfo(torch.float64).tiny
-    if rows.dtype == torch.float64:  # whose squares need more; no part of the derivative
-        largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
-        rows = rows / largest.clamp(min=tiny)
+    if rows.dtype == torch.float64:
+        rows, _ = _moderate(rows)
     if rows.requires_grad:  # whose gradient is finite for a row of zeros, too
         is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         is_dual = forward_ad.unpack_dual(rows).tangent is not None  # type: ignore[no-untyped-call]
         unit: Tensor = (_unit if is_traced or is_dual else _Unit.apply)(rows)[0]
         return unit
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
-    return rows.div(length.clamp(min=tiny)).to(rows.dtype)
+    return _unit(rows)[0]
+
+
+def unit_and_length(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale constant rows, float32 or float64, as `unit_rows`; give their lengths as well."""
+    if rows.dtype != torch.float64:
+        return _unit(rows)
+    rows, largest = _moderate(rows)
+    unit, length = _unit(rows)
+    return unit, length * largest
+
+
+def _moderate(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide by the largest entry, no part of derivatives: float64 has no wider type."""
+    largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
+    largest = largest.clamp(min=torch.finfo(torch.float64).tiny)
+    return rows / largest, largest
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Give ``x / |x|`` and ``|x|``, which is 1 for a row of zeros."""
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
-    length = length.masked_fill(length == 0, 1.0)
-    return rows.div(length).to(rows.dtype), length
+    length = torch.threshold(length, 0.0, 1.0)
+    if (
+        rows.requires_grad
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return rows.div(length).to(rows.dtype), length
+    return torch.div(rows, length, out=torch.empty_like(rows)), length  # one pass on a GPU
 
 
 class _Unit(torch.autograd.Function):
@@ -229,10 +248,16 @@ def _is_at_hand(tensor: Tensor) -> bool:
 
 def normalize_alike(*tensors: Tensor, at_least: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """Normalise rows in the widest dtype of all, at least float32."""
+    dtype = common_dtype(*tensors, at_least=at_least)
+    return tuple(unit_rows(tensor.to(dtype)) for tensor in tensors)
+
+
+def common_dtype(*tensors: Tensor, at_least: torch.dtype = torch.float32) -> torch.dtype:
+    """Give the widest dtype of all, at least float32."""
     dtype = torch.promote_types(at_least, torch.float32)
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(unit_rows(tensor.to(dtype)) for tensor in tensors)
+    return dtype
 
 
 def as_several(query: Tensor, positives: Tensor, name: str) -> Tensor:

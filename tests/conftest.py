@@ -21,6 +21,13 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Give ``-n auto`` a worker for every core, up to eight: each needs 3 GiB."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, 8)
+
+
 def pytest_report_header() -> str:
     return f"iivcl {iivcl.__version__} from {iivcl.__path__[0]}, torch {torch.__version__}"
 

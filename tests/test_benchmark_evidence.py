@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from iivcl import IIVCLLoss, NNSupportQueue
+from iivcl.data import clip_indices, random_clip_starts
 from iivcl.queues import Neighbors
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,18 @@ ROOT = Path(__file__).parents[1]
 def evidence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("evidence")
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("_evidence_tables")
+
+
+@pytest.fixture
+def sets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("_evidence_sets")
 
 
 @pytest.fixture
@@ -71,7 +86,7 @@ def test_time_bounds_a_call_and_leaves_nothing_half_written(
     monkeypatch.setattr(evidence, "run_cell", slow)
     monkeypatch.setattr(evidence, "fold", lambda *_: None)
     cells = [evidence.Cell("any", 1, "intra", 0, 0)]
-    assert evidence.run_cells(cells, tmp_path, lambda name: None, minutes=1e-4) == 0
+    assert evidence.run_cells(cells, tmp_path, lambda name: None, minutes=1e-4) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,40 +94,105 @@ def test_a_cell_that_another_call_is_at_is_left_to_it(evidence: ModuleType, tmp_
     cells = [evidence.Cell("any", 1, "intra", 0, 0)]
     with evidence.claim(tmp_path / f"{cells[0].name}.json") as mine:
         assert mine
-        assert evidence.run_cells(cells, tmp_path, lambda name: None, minutes=1.0) == 0
+        assert evidence.run_cells(cells, tmp_path, lambda name: None, minutes=1.0) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_that_fails_is_named_and_the_next_is_run(
+    evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(videos: Any, split: Any, method: str, **_: Any) -> dict[str, Any]:
+        if method == "plain":
+            raise RuntimeError("out of memory")
+        return {"results": {"recall_at_1": 0.5}}
+
+    monkeypatch.setattr(evidence, "run_cell", run)
+    monkeypatch.setattr(evidence, "fold", lambda *_: None)
+    cells = [evidence.Cell("any", 1, method, 0, 0) for method in ("plain", "intra")]
+    failed = evidence.run_cells(cells, tmp_path, lambda name: None, minutes=1.0)
+    assert failed == [cells[0].name]
+    assert [path.stem for path in tmp_path.iterdir()] == [cells[1].name]
+    # One after the other fails: the call gives up.
+    cells = [evidence.Cell("any", 1, "plain", fold, 0) for fold in range(9)]
+    assert len(evidence.run_cells(cells, tmp_path, lambda name: None, minutes=1.0)) < 9
 
 
 def cell(method: str, fold: int, recall: float, **curve: float) -> dict[str, Any]:
     results = dict.fromkeys(("recall_at_1", "recall_at_5", "knn", "linear"), recall)
     place = {"set": "tiny", "steps": 2, "method": method, "fold": fold, "seed": 0}
-    return {**place, "setting": {}, "cpu_seconds": 1.0, "results": results, "curves": [curve] * 4}
+    made = {"setting": {}, "cpu_seconds": 1.0, "environment": {}, "results": results}
+    return {**place, **made, "curves": [{"step": step, **curve} for step in range(4)]}
 
 
-def test_table_pairs_by_fold_and_seed_with_the_t_interval(evidence: ModuleType) -> None:
+def test_table_pairs_by_fold_and_seed_with_the_t_interval(tables: ModuleType) -> None:
     """Gains of 0.10, 0.20 and 0.30: mean 0.20, s 0.1, t(0.975, 2) = 4.303 from a printed table."""
     cells = [cell("intra", fold, recall) for fold, recall in enumerate((0.1, 0.5, 0.3))]
     cells += [cell("plain", fold, recall) for fold, recall in ((1, 0.7), (2, 0.6), (0, 0.2))]
     cells += [cell("plain", 3, 0.9)]  # has no partner
-    gains = evidence.paired(cells, "plain", "recall_at_1")
+    gains = tables.paired(cells, "plain", "recall_at_1")
     assert sorted(gains) == pytest.approx([0.1, 0.2, 0.3])
-    mean, half = evidence.interval(gains)
+    mean, half = tables.interval(gains)
     assert mean == pytest.approx(0.2)
     assert half == pytest.approx(4.3027 * 0.1 / math.sqrt(3), rel=1e-4)
-    (line,) = (line for line in evidence.tables(cells).splitlines() if "| plain |" in line)
+    (line,) = (line for line in tables.tables(cells).splitlines() if "| plain |" in line)
     assert "| 4 | 0.600 |" in line
-    assert "| +0.200 [-0.048, +0.448] | +0.200 [-0.048, +0.448] | 3 |" in line
+    assert "| intra | +0.200 [-0.048, +0.448] | +0.200 [-0.048, +0.448] | 3 |" in line
 
 
-def test_cells_of_different_settings_are_not_compared(evidence: ModuleType) -> None:
+def test_cells_of_different_settings_are_not_compared(tables: ModuleType) -> None:
     cells = [cell("intra", 0, 0.5), cell("plain", 0, 0.5) | {"setting": {"size": 40}}]
     with pytest.raises(ValueError, match="cells of tiny are of different settings"):
-        evidence.tables(cells)
+        tables.tables(cells)
 
 
-def test_quantiles_are_those_of_a_printed_table(evidence: ModuleType) -> None:
+def test_quantiles_are_those_of_a_printed_table_and_of_scipy(tables: ModuleType) -> None:
     printed = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 14: 2.145, 30: 2.042}
     for freedom, value in printed.items():
-        assert evidence.t_quantile(freedom) == pytest.approx(value, abs=5e-4)
+        assert tables.t_quantile(freedom) == pytest.approx(value, abs=5e-4)
+    for freedom in range(1, 60):
+        assert tables.t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+
+
+def test_interval_is_that_of_a_t_test_over_pairs(tables: ModuleType) -> None:
+    for seed, n in enumerate((2, 3, 5, 15)):
+        with_, without = torch.rand(2, n, generator=torch.Generator().manual_seed(seed)).tolist()
+        mean, half = tables.interval([a - b for a, b in zip(with_, without, strict=True)])
+        low, high = stats.ttest_rel(with_, without).confidence_interval(0.95)
+        assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-5, abs=1e-6)
+
+
+def test_methods_of_another_input_have_the_partner_of_that_input(tables: ModuleType) -> None:
+    """`crops-plain` gains 0.2 over `crops-intra`, though it is below `intra`."""
+    assert tables.partner("crops-oracle") == "crops-intra"
+    assert tables.partner("changes-takes") == "changes-intra"
+    alone = ("crops-intra", "changes-intra", "plain", "own-key", "random-start")
+    assert {tables.partner(method) for method in alone} == {"intra"}
+    recalls = {"intra": 0.6, "crops-intra": 0.2, "crops-plain": 0.4, "plain": 0.7}
+    cells = [cell(method, 0, recall) for method, recall in recalls.items()]
+    gains = {m: tables.paired(cells, m, "recall_at_1") for m in recalls}
+    assert gains["crops-plain"] == pytest.approx([0.2])
+    assert gains["plain"] == pytest.approx([0.1])
+    assert gains["crops-intra"] == pytest.approx([-0.4])
+    assert "| crops-plain | 1 | 0.400 | 0.400 | 0.400 | 0.400 | crops-intra | +0.200 |" in (
+        tables.tables(cells)
+    )
+
+
+def test_every_method_is_in_the_table_of_a_question(
+    tables: ModuleType, methods: ModuleType
+) -> None:
+    asked = {method for group in tables.QUESTIONS.values() for method in group}
+    assert asked == set(methods.METHODS) - {"intra"}
+
+
+def test_a_question_is_answered_by_the_length_with_most_cells(tables: ModuleType) -> None:
+    cells = [cell(method, fold, 0.5) for method in ("intra", "plain") for fold in range(2)]
+    cells += [cell(method, 0, 0.5) | {"steps": 9} for method in ("intra", "plain")]
+    assert tables.answer(cells, "purer").count("| plain |") == 1
+    assert "| plain | tiny, 2 |" in tables.answer(cells, "purer")
+    assert "| plain | tiny, 9 |" in tables.answer(cells, "longer")
+    assert tables.answer(cells, "crops") != "Not yet measured.\n"  # it has the plain neighbours
+    assert tables.answer(cells[:2], "crops") == "Not yet measured.\n"
 
 
 def test_an_arm_stops_when_its_interval_lies_below_zero(evidence: ModuleType) -> None:
@@ -128,7 +208,9 @@ def test_folds_part_the_training_people_and_never_touch_the_test_people(
 ) -> None:
     people = torch.arange(60) // 5
     splits = ["train" if person < 10 else "test" for person in people.tolist()]
-    videos = evidence.Videos([], torch.arange(60) % 5, people, people, splits, "real")
+    videos = evidence.Videos(
+        *2 * [torch.empty(0)], torch.arange(60) % 5, people, people, splits, "real"
+    )
     left_out = []
     for number in range(evidence.FOLDS):
         train, test = evidence.fold(videos, number)
@@ -149,6 +231,40 @@ def test_plan_has_every_cell_once_and_the_headline_first(evidence: ModuleType) -
 def test_page_has_the_tables_of_the_cells(evidence: ModuleType) -> None:
     page, cells = evidence.PAGE.read_text(), evidence.read_cells(evidence.CELLS)
     assert page == evidence.with_tables(page, cells), "run python benchmarks/evidence.py --page"
+    shown = re.findall(r"assets/(evidence-\w+\.svg)", page)
+    assert sorted(shown) == sorted(path.name for path in evidence.PLOTS.glob("evidence-*.svg"))
+
+
+@pytest.mark.slow  # it draws eight figures
+def test_page_and_plots_are_written_out_of_the_cells(
+    evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal cells give equal bytes, of which none say when they were written."""
+    gains = {"intra": 0.0, "plain": 0.01, "oracle-50": 0.0, "oracle": 0.2, "soft": 0.02}
+    cells = [
+        cell(method, fold, 0.5 + gain, nearest_purity=0.4, purity=0.5, effective_rank=30.0)
+        for fold in range(2)
+        for method, gain in gains.items()
+    ]
+    cells += [cell("gate", 0, 0.4, nearest_purity=0.4, purity=0.7, effective_rank=None)]
+    written = []
+    for turn in ("one", "two"):
+        (tmp_path / turn).mkdir()
+        page = tmp_path / turn / "page.md"
+        page.write_text(evidence.PAGE.read_text())
+        monkeypatch.setattr(evidence, "PAGE", page)
+        monkeypatch.setattr(evidence, "PLOTS", tmp_path / turn)
+        monkeypatch.setattr(evidence, "read_cells", lambda _: cells)
+        evidence.main(["--page"])
+        written.append({path.name: path.read_text() for path in sorted(page.parent.iterdir())})
+    assert written[0] == written[1]
+    files = written[0]
+    assert len(files) == 5
+    assert "| oracle | tiny, 2 | intra | +0.200 [+0.200, +0.200] |" in files["page.md"]
+    assert "<dc:date>" not in "".join(files.values())
+    for method in ("plain", "oracle-50", "oracle", "soft", "gate"):
+        assert f">{method}</text>" in files["evidence-gains.svg"]
+    assert "crops-plain" not in files["evidence-gains.svg"]  # which has no cell
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -211,7 +327,7 @@ def test_equal_weights_without_the_own_key_are_the_inter_term_of_the_library(
     valid = found.valid.clone()
     valid[:, 1], valid[2] = False, False  # and a query without any
     arguments = query, look.keys[0], look.queue, look.ids, found._replace(valid=valid)
-    torch.testing.assert_close(methods.weighted()(*arguments), methods.attract("out")(*arguments))
+    torch.testing.assert_close(methods.weighted()(*arguments), methods.attract()(*arguments))
     # With the own key alone it is the intra term.
     none = found._replace(valid=valid & False)
     own = methods.weighted(own=1.0)(*arguments[:4], none)
@@ -233,3 +349,44 @@ def test_spared_rows_leave_the_negatives(methods: ModuleType, look: Any) -> None
         less = own.sum() + sum(bank[r] for r in rows if r not in near)
         expected.append((less / full).log())
     torch.testing.assert_close(spared, torch.stack(expected).mean())
+
+
+# --- sets -----------------------------------------------------------------------------------------
+
+
+def test_clips_are_those_of_every_video_by_a_loop(sets: ModuleType) -> None:
+    lengths, clip = [3, 20, 9], {"num_frames": 4, "stride": 2}
+    parts = [
+        torch.full((3, n, 2, 2), 50 * i) + torch.arange(n)[:, None, None]
+        for i, n in enumerate(lengths)
+    ]
+    videos = videos_of(sets, parts)
+    clips = sets.Clips(videos, "cpu", **clip)
+    drawn, again = (torch.Generator().manual_seed(0) for _ in range(2))
+    starts = [clips.starts(i, random_clip_starts, generator=drawn) for i in range(3)]
+    found = clips.cut(torch.cat(starts))
+    for i, (length, part) in enumerate(zip(lengths, parts, strict=True)):
+        own = random_clip_starts(length, **clip, generator=again)
+        expected = part[:, clip_indices(own, length, **clip)].transpose(0, 1)
+        assert torch.equal(found[2 * i : 2 * i + 2], expected)
+
+
+def test_a_set_is_made_once_and_read_back(sets: ModuleType, tmp_path: Path) -> None:
+    videos = videos_of(sets, [torch.zeros(3, 2, 4, 4, dtype=torch.uint8)])
+
+    def make() -> Any:
+        made.append(1)
+        return videos
+
+    made: list[int] = []
+    first, second = (sets.cached(tmp_path / "new" / "set.pt", make) for _ in range(2))
+    assert made == [1]
+    assert torch.equal(first.frames, second.frames)
+    assert second[2:] == first[2:] == videos[2:]
+    assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def videos_of(sets: ModuleType, parts: list[torch.Tensor]) -> Any:
+    number = torch.arange(len(parts))
+    lengths = torch.tensor([part.shape[1] for part in parts])
+    return sets.Videos(torch.cat(parts, dim=1), lengths, number, number, number, [], "real")

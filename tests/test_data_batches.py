@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from loading import workers_end
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from videos import write_video
 
@@ -77,7 +78,7 @@ def test_clips_of_several_sizes_say_what_to_add(num_workers: int, folder: Path) 
     )
     loading = {"batch_size": 3, "num_workers": num_workers}
     for collation in ({}, {"collate_fn": collate_clips}):
-        with pytest.raises(ValueError, match=re.escape(message)):
+        with pytest.raises(ValueError, match=re.escape(message)), workers_end():
             list(DataLoader(dataset, **loading, **collation))
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         collate_clips([dataset[0], dataset[2]])

@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from loading import workers_end
 from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler
 from videos import (
     barcode,
@@ -277,7 +278,7 @@ def test_raise_names_the_file_also_from_a_worker(broken: list[Path]) -> None:
     message = f"{broken[1]}: the file is empty"
     with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
         dataset[1]
-    with pytest.raises(DecodeError, match=re.escape(message)):
+    with pytest.raises(DecodeError, match=re.escape(message)), workers_end():
         list(DataLoader(dataset, num_workers=1))
     # Once here and once in the worker, which had begun to read ahead.
     assert [f.cause for f in dataset.failures() if f.index == 1] == [message] * 2

@@ -20,6 +20,7 @@ import webdataset
 from distributed_workers import places_in_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import workers_end
 from torch.utils.data import ChainDataset, DataLoader
 from videos import read_barcodes, write_video
 
@@ -414,7 +415,8 @@ def test_everything_broken_has_its_error(broken: list[Path], tmp_path: Path) -> 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_raise_names_the_archive_and_the_file(num_workers: int, broken: list[Path]) -> None:
     dataset = TarClips(broken, RECIPE, batch_size=1, shuffle_buffer=0)
-    with pytest.raises(DecodeError, match=re.escape(str(broken[0].parent / CAUSES[1]))):
+    message = re.escape(str(broken[0].parent / CAUSES[1]))
+    with pytest.raises(DecodeError, match=message), workers_end():
         list(DataLoader(dataset, num_workers=num_workers))
 
 

@@ -18,6 +18,7 @@ import tiny_encoder
 import torch
 import videos
 from example_runs import EXAMPLES
+from loading import workers_end
 from PIL import Image
 from torch import Tensor
 
@@ -336,7 +337,8 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
 
 
 def test_what_a_worker_cannot_read_is_one_line_too(scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^error: [^\n]*v00\d\.mp4: no frame at [^\n]*$"):
+    message = r"^error: [^\n]*v00\d\.mp4: no frame at [^\n]*$"
+    with pytest.raises(SystemExit, match=message), workers_end():
         finetune(scenes, tmp_path / "run", "--begin=0", "--workers=1")
 
 

@@ -1,7 +1,8 @@
 """Arithmetic of colour, on floats and without checks: all the engines compute with it.
 
-A plane holds one channel of the clips, (B, 1, T, H, W), from 0 to ``white``; a video has one or
-three of them. Numbers per clip are (B, 1, 1, 1, 1), or Python's where there is one clip.
+A video comes in parts (B, C, T, H, W): whole, or in planes of one channel, one or three of them.
+Pixels are from 0 to ``white``. Numbers per clip are (B, 1, 1, 1, 1), or Python's where there is one
+clip.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GRAY", "blend", "gray_level", "hue", "mixed", "per_clip", "weighted_sum", "white_of"]
+from iivcl.augment._constants import constant, kept
 
-Planes = Sequence[Tensor]
+__all__ = ["GRAY", "Parts", "blend", "gray_level", "hue", "hue_of_whole", "mixed", "per_clip"]
+__all__ += ["planes_of", "weighted_sum", "white_of"]
+
+Parts = Sequence[Tensor]
+"""A video (B, C, T, H, W) in one part or several along its channels."""
 
 GRAY = (0.2989, 0.587, 0.114)  # of red, green and blue, as in torchvision
 
@@ -30,31 +35,35 @@ def per_clip(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype).view(-1, 1, 1, 1, 1)
 
 
-def blend(planes: Planes, factor: Tensor, other: str, white: int) -> Planes:
-    """Compute ``factor * plane + (1 - factor) * other``, clamped; ``other`` as in a program."""
+def planes_of(parts: Parts) -> Parts:
+    """Take a video apart into its channels, (B, 1, T, H, W) each."""
+    return [plane for part in parts for plane in torch.split(part, 1, dim=1)]
+
+
+def blend(parts: Parts, factor: Tensor, other: str, white: int) -> Parts:
+    """Compute ``factor * part + (1 - factor) * other``, clamped; ``other`` as in a program."""
     if other == "black":
-        return [mixed(plane, factor, 0.0, white) for plane in planes]
-    if other == "gray" and len(planes) == 1:
-        return planes
-    level = gray_level(planes, white)
+        return [(factor * part).clamp_(0, white) for part in parts]
+    level = gray_level(parts, white)
     level = level if other == "gray" else level.mean((3, 4), keepdim=True)
-    return [mixed(plane, factor, (1 - factor) * level, white) for plane in planes]
+    return mixed(parts, factor, (1 - factor) * level, white)
 
 
-def mixed(plane: Tensor, keep: Tensor, rest: Tensor | float, white: int) -> Tensor:
-    """Compute ``keep * plane + rest``, clamped."""
-    return (keep * plane + rest).clamp(0, white)
+def mixed(parts: Parts, keep: Tensor, rest: Tensor, white: int) -> Parts:
+    """Compute ``keep * part + rest``, clamped."""
+    return [torch.addcmul(rest, part, keep).clamp_(0, white) for part in parts]
 
 
-def gray_level(planes: Planes, white: int) -> Tensor:
-    """Gray level of the pixels, a whole number where the video is uint8."""
+def gray_level(parts: Parts, white: int) -> Tensor:
+    """Gray level of the pixels (B, 1, T, H, W), a whole number where the video is uint8."""
+    planes = planes_of(parts)
     if len(planes) == 1:
         return planes[0]
     level = weighted_sum(planes, GRAY)
     return level if white == 1 else level.floor()
 
 
-def weighted_sum(planes: Planes, weights: Sequence[float], out: Tensor | None = None) -> Tensor:
+def weighted_sum(planes: Parts, weights: Sequence[float], out: Tensor | None = None) -> Tensor:
     """Sum up weighted planes, in ``out`` or fresh memory."""
     total = torch.mul(planes[0], weights[0], out=out)
     for plane, weight in zip(planes[1:], weights[1:], strict=True):
@@ -63,13 +72,13 @@ def weighted_sum(planes: Planes, weights: Sequence[float], out: Tensor | None = 
 
 
 def hue(
-    planes: Planes,
+    planes: Parts,
     shift: Any,
     white: int,
     *,
     outs: Sequence[Tensor | None] = (None, None, None),
     scratch: Sequence[Tensor | None] = (None, None, None, None),
-) -> Planes:
+) -> Parts:
     """Turn the hue by a share of the circle, keeping saturation and value of HSV.
 
     A third of the circle moves every channel one place on: red, green, blue. What is left is at
@@ -109,6 +118,41 @@ def hue(
         turned.append(torch.clamp(value, lowest, highest, out=out))
     # Of uint8, equal bins of [0, 256) once they are rounded down.
     return turned if white == 1 else [plane * ((256 - 1e-3) / 255) for plane in turned]
+
+
+def hue_of_whole(parts: Parts, shift: Tensor, white: int) -> Parts:
+    """Compute :func:`hue` of a whole video (B, 3, T, H, W) in few operations.
+
+    The channels of every clip are put into the order in which its hue moves, so that for each of
+    them the next one is ahead and the one after it is behind; afterwards they go back.
+    """
+    (video,), sixths = parts, 6 * shift.flatten()  # (B,)
+    sixth = sixths.floor()
+    row = sixth.long() % 6
+    channels = constant(_CHANNELS, row)[row]  # (B, 8)
+    channels = channels + kept(_first_channels, len(video), like=video)
+    moving = video.flatten(0, 1)[channels[:, :5]].to(video.dtype)
+    own, ahead, behind = moving[:, :3], moving[:, 1:4], moving[:, 2:]
+    lowest, highest = own.amin(1, keepdim=True), own.amax(1, keepdim=True)
+    share = (sixths - sixth - sixth % 2).abs_()  # from the nearest primary colour
+    point = torch.lerp(lowest, highest, per_clip(share, video))
+    turned = (own - ahead).sub_((behind - point).abs_()).add_(highest)
+    torch.clamp(turned, lowest, highest, out=turned)
+    turned = turned.flatten(0, 1)[channels[:, 5:]]
+    return [turned if white == 1 else turned.mul_((256 - 1e-3) / 255)]
+
+
+def _channels(sixth: int) -> tuple[int, ...]:
+    """Five channels in the order in which a hue moves, and where three of them stand in it."""
+    step, thirds = 1 - 2 * (sixth % 2), (sixth + 1) // 2
+    return *((step * i - thirds) % 3 for i in range(5)), *(step * i % 3 for i in range(3))
+
+
+_CHANNELS = tuple(_channels(sixth) for sixth in range(6))
+
+
+def _first_channels(num_clips: int, device: torch.device) -> Tensor:
+    return torch.arange(0, 3 * num_clips, 3, device=device).view(-1, 1)
 
 
 def _pick(first: bool, one: Tensor, other: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ what is done to pixels then stays a chain of arithmetic, which a compiler joins 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,22 +25,21 @@ from iivcl.augment._arguments import (
     check_unit_range,
     check_video,
 )
+from iivcl.augment._color_arithmetic import Parts, planes_of
 from iivcl.augment._separable import gaussian_weights, resize_weights, separable, wide
 
-__all__ = ["REFERENCE", "Engine", "Parts", "by_channel", "check_kept", "joined"]
-__all__ += ["planes_of", "resample", "run", "to_float"]
+__all__ = ["REFERENCE", "Engine", "by_channel", "check_kept", "joined", "resample", "run"]
+__all__ += ["run_parts", "to_float"]
 
-Parts = Sequence[Tensor]
-"""A video (B, C, T, H, W) in one part or several along its channels."""
 Engine = dict[type, Callable[[Parts, Any, Any], Parts]]
 
 
 def run(program: ops.Program, video: Tensor, engine: Engine | None = None) -> Tensor:
     """Execute a program on (B, C, T, H, W), by default with the reference."""
-    return _join(_run(program, [video], engine or REFERENCE))
+    return _join(run_parts(program, [video], engine or REFERENCE))
 
 
-def _run(program: ops.Program, parts: Parts, engine: Engine) -> Parts:
+def run_parts(program: ops.Program, parts: Parts, engine: Engine) -> Parts:
     for op in program:
         parts = engine[type(op)](parts, op, engine)
     return parts
@@ -51,11 +50,6 @@ def _join(parts: Parts) -> Tensor:
         return parts[0]
     flat = torch.cat([part.flatten(2) for part in parts], dim=1)  # in no channels-last order
     return flat.unflatten(2, parts[0].shape[2:])  # type: ignore[no-any-return, no-untyped-call]
-
-
-def planes_of(parts: Parts) -> Parts:
-    """Take a video apart into its channels, (B, 1, T, H, W) each."""
-    return [plane for part in parts for plane in torch.split(part, 1, dim=1)]
 
 
 def joined(execute: Callable[[Tensor, Any], Tensor]) -> Callable[..., Parts]:
@@ -74,10 +68,8 @@ def by_channel(execute: Callable[[Tensor, Any], Tensor]) -> Callable[..., Parts]
 def resample(video: Tensor, op: ops.Resample, dtype: torch.dtype | None = None) -> Tensor:
     """Cut and resize, with products in a dtype."""
     check_boxes(op.boxes, *video.shape[-2:])
-    top, left, height, width = op.boxes.to(wide(video)).unbind(1)
-    vertical = resize_weights(top, height, video.shape[-2], op.size[0])  # (B, h, H)
-    horizontal = resize_weights(left, width, video.shape[-1], op.size[1])  # (B, w, W)
-    return separable(video, vertical, horizontal, dtype=dtype)
+    weights = resize_weights(op.boxes.to(wide(video)), video.shape[-2:], op.size)
+    return separable([video], *weights, dtype=dtype)
 
 
 def _center_crop(video: Tensor, op: ops.CenterCrop) -> Tensor:
@@ -99,9 +91,10 @@ def _blur(video: Tensor, op: ops.Blur) -> Tensor:
     height, width = video.shape[-2:]
     check_reach(op.kernel_size, height, width)
     sigma = op.sigma.to(wide(video))
-    vertical = gaussian_weights(sigma, op.kernel_size, height)  # (B, H, H)
     horizontal = gaussian_weights(sigma, op.kernel_size, width)  # (B, W, W)
-    return separable(video, vertical, horizontal)
+    is_square = height == width
+    vertical = horizontal if is_square else gaussian_weights(sigma, op.kernel_size, height)
+    return separable([video], vertical, horizontal)
 
 
 # --- what pixels hold ----------------------------------------------------------------------------
@@ -134,28 +127,31 @@ def _lay_out(parts: Parts, op: ops.Layout, engine: Engine) -> Parts:
 
 
 def _recolored(check: Any, change: Callable[[Parts, Any, int], Parts]) -> Callable[..., Parts]:
-    """Make an operation on planes of floats one of any video; uint8 is rounded down."""
+    """Make an operation on floats one of any video; uint8 is rounded down."""
 
     def execute(parts: Parts, op: Any, engine: Engine) -> Parts:
         for part in parts if len(parts) == 3 else [_join(parts)]:
             check(part)
-        planes = [plane.to(wide(plane)) for plane in planes_of(parts)]
-        changed = change(planes, op, color.white_of(parts[0]))
-        return [plane.to(parts[0].dtype) for plane in changed]
+        values = [part.to(wide(part)) for part in parts]
+        changed = change(values, op, color.white_of(parts[0]))
+        return [part.to(parts[0].dtype) for part in changed]
 
     return execute
 
 
-def _blend(planes: Parts, op: ops.Blend, white: int) -> Parts:
-    return color.blend(planes, color.per_clip(op.factor, planes[0]), op.other, white)
+def _blend(parts: Parts, op: ops.Blend, white: int) -> Parts:
+    if op.other == "gray" and len(planes_of(parts)) == 1:
+        return parts
+    return color.blend(parts, color.per_clip(op.factor, parts[0]), op.other, white)
 
 
-def _hue(planes: Parts, op: ops.Hue, white: int) -> Parts:
-    return color.hue(planes, color.per_clip(op.shift, planes[0]), white)
+def _hue(parts: Parts, op: ops.Hue, white: int) -> Parts:
+    return color.hue(planes_of(parts), color.per_clip(op.shift, parts[0]), white)
 
 
-def _gray(planes: Parts, op: ops.Gray, white: int) -> Parts:
-    return [color.gray_level(planes, white)] * len(planes)
+def _gray(parts: Parts, op: ops.Gray, white: int) -> Parts:
+    level = color.gray_level(parts, white)
+    return [level.expand_as(part) for part in parts]
 
 
 def _solarize(video: Tensor, op: ops.Solarize) -> Tensor:
@@ -176,7 +172,7 @@ def _on_frames(video: Tensor, op: ops.OnFrames) -> Tensor:
 
 
 def _where(parts: Parts, op: ops.Where, engine: Engine) -> Parts:
-    changed = _run(op.program, parts, engine)
+    changed = run_parts(op.program, parts, engine)
     if len(changed) != len(parts):
         parts = [_join(parts)] if len(changed) == 1 else planes_of(parts)
     chosen, where = [], op.where.view(-1, 1, 1, 1, 1)
@@ -196,7 +192,7 @@ def check_kept(before: tuple[Any, torch.dtype], after: tuple[Any, torch.dtype]) 
 
 
 def _expand(parts: Parts, op: Any, engine: Engine) -> Parts:
-    return _run(op.expand(parts[0]), parts, engine)
+    return run_parts(op.expand(parts[0]), parts, engine)
 
 
 def _call(video: Tensor, op: ops.Call) -> Tensor:

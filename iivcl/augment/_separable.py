@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from iivcl._precision import without_autocast
+from iivcl.augment._color_arithmetic import Parts
+from iivcl.augment._constants import kept
 
 __all__ = ["blurred_clip", "gaussian_taps", "gaussian_weights", "reflected", "resize_weights"]
 __all__ += ["separable", "wide"]
@@ -19,67 +24,81 @@ def wide(video: Tensor) -> torch.dtype:
 
 
 def separable(
-    video: Tensor, vertical: Tensor, horizontal: Tensor, *, dtype: torch.dtype | None = None
+    parts: Parts, vertical: Tensor, horizontal: Tensor, *, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Compute ``vertical @ frame @ horizontal.T`` for every frame, each clip with its matrices.
 
     Integers keep their dtype and are rounded to the nearest.
 
     Args:
-        video: (B, C, T, H, W).
-        vertical: (B, h, H) weights.
-        horizontal: (B, w, W) weights.
-        dtype: Of the products; by default that of ``video``, at least float32.
+        parts: Of a video (B, C, T, H, W).
+        vertical: (B, h, H) weights, of which no row leaves the range of the pixels.
+        horizontal: (B, w, W) weights, likewise.
+        dtype: Of the products; by default that of the video, at least float32.
 
     Returns:
-        (B, C, T, h, w) in the dtype of ``video``.
+        (B, C, T, h, w) in the dtype of the video.
     """
-    b, c, t, height, width = video.shape
-    out_height, out_width = vertical.shape[1], horizontal.shape[1]
-    dtype = dtype or wide(video)
+    video, dtype = parts[0], dtype or wide(parts[0])
     # With the rows of its frames side by side, a clip takes one product for each direction.
-    frames = video.permute(0, 3, 1, 2, 4).reshape(b, height, c * t * width).to(dtype)
+    kind: Any = {"dtype": dtype, "memory_format": torch.contiguous_format}
+    rows = [part.permute(0, 3, 1, 2, 4).to(**kind) for part in parts]
+    frames = torch.cat(rows, dim=2) if len(rows) > 1 else rows[0]  # (B, H, C, T, W)
+    b, height, c, t, width = frames.shape
+    out_height, out_width = vertical.shape[1], horizontal.shape[1]
     with without_autocast(video):
-        columns = vertical.to(dtype) @ frames  # (B, h, CTW)
-        rows = columns.view(b, out_height * c * t, width) @ horizontal.to(dtype).mT  # (B, hCT, w)
+        columns = vertical.to(dtype) @ frames.reshape(b, height, c * t * width)  # (B, h, CTW)
+        pixels = columns.view(b, out_height * c * t, width) @ horizontal.to(dtype).mT  # (B, hCT, w)
     if not video.is_floating_point():
-        rows = rows.round().clamp(0, 255)
-    out = rows.view(b, out_height, c, t, out_width).permute(0, 2, 3, 1, 4)
+        pixels = pixels.round_()
+    out = pixels.view(b, out_height, c, t, out_width).permute(0, 2, 3, 1, 4)
     return out.to(video.dtype, memory_format=torch.contiguous_format).contiguous()
 
 
-def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
-    """Weights that resize the span [start, start + length) of an axis, bilinear with antialiasing.
+def resize_weights(
+    boxes: Tensor, in_size: Sequence[int], out_size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Weights that resize boxes, bilinear with antialiasing.
 
-    Output i is centred at ``start + (i + 1/2) * scale`` with ``scale = length / out_size``, and
-    weighs the pixels of the span by a triangle of half-width ``max(scale, 1)``.
+    Output i of an axis is centred at ``start + (i + 1/2) * scale``, ``scale = length / out_size``,
+    and weighs the pixels of the box by a triangle of half-width ``max(scale, 1)``.
 
     Args:
-        start: (B,) first pixel of the span, floating.
-        length: (B,) pixels of the span.
-        in_size: Pixels of the axis.
-        out_size: Pixels wanted.
+        boxes: (B, 4) top, left, height, width; floating.
+        in_size: Height and width of the frame.
+        out_size: Those wanted.
 
     Returns:
-        (B, out_size, in_size), rows sum to 1.
+        (B, h, H) for the columns of a frame and (B, w, W) for its rows; each row sums to 1.
     """
-    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
-    scale = length / out_size
-    outputs, pixels = (
-        torch.arange(0.5, size, device=start.device, dtype=start.dtype)
-        for size in (out_size, in_size)
-    )
-    centers = start + outputs.view(-1, 1) * scale
-    weights = (1 - (pixels - centers).abs() / scale.clamp(min=1)).clamp(min=0)
+    # Both axes go through at once, as if they had the size of the longer one.
+    start, length = boxes.T.view(2, 2, -1, 1, 1).unbind(0)  # (2, B, 1, 1)
+    scale = length / out_size[0]  # (2, B, 1, 1)
+    if out_size[0] != out_size[1]:
+        scale = torch.stack([length[0] / out_size[0], length[1] / out_size[1]])
+    outputs = kept(_middles, max(out_size), boxes.dtype, like=boxes).view(-1, 1)
+    pixels = kept(_middles, max(in_size), boxes.dtype, like=boxes)
+    distance = (pixels - torch.addcmul(start, outputs, scale)).abs_()
+    weights = (scale.clamp(min=1) - distance).clamp_(min=0)  # (2, B, h or w, H or W)
     weights = weights * ((pixels > start) & (pixels < start + length))
-    return weights / weights.sum(dim=-1, keepdim=True)
+    vertical, horizontal = (weights / weights.sum(dim=-1, keepdim=True)).unbind(0)
+    return vertical[:, : out_size[0], : in_size[0]], horizontal[:, : out_size[1], : in_size[1]]
+
+
+def _middles(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Where the pixels of an axis are centred."""
+    return torch.arange(0.5, size, dtype=dtype, device=device)
 
 
 def gaussian_taps(sigma: Tensor, kernel_size: int) -> Tensor:
     """Weights (B, kernel_size) of a Gaussian of width ``sigma`` (B,) pixels; they sum to 1."""
     radius = kernel_size // 2
-    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    offsets = kept(_around, radius, like=sigma)
     return torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)) ** 2, dim=1)
+
+
+def _around(radius: int, device: torch.device) -> Tensor:
+    return torch.arange(-radius, radius + 1, device=device)
 
 
 def reflected(size: int, radius: int, device: torch.device) -> Tensor:
@@ -87,8 +106,7 @@ def reflected(size: int, radius: int, device: torch.device) -> Tensor:
 
     The end pixel is not repeated: -1 becomes 1, and ``size`` becomes ``size - 2``.
     """
-    offsets = torch.arange(-radius, radius + 1, device=device)
-    pixels = torch.arange(size, device=device).view(-1, 1) + offsets
+    pixels = torch.arange(size, device=device).view(-1, 1) + _around(radius, device)
     return (size - 1) - ((size - 1) - pixels.abs()).abs()
 
 
@@ -104,7 +122,7 @@ def gaussian_weights(sigma: Tensor, kernel_size: int, size: int) -> Tensor:
         (B, size, size), rows sum to 1.
     """
     taps = gaussian_taps(sigma, kernel_size)
-    source = reflected(size, kernel_size // 2, sigma.device)
+    source = kept(reflected, size, kernel_size // 2, like=sigma)
     weights = taps.new_zeros(len(sigma), size, size)
     return weights.scatter_add(
         2, source.expand(len(sigma), -1, -1), taps.unsqueeze(1).expand(-1, size, -1)

@@ -110,9 +110,9 @@ def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([a, b]).logsumexp(0)
 
 
-def reduce_rows(losses: Tensor, has_positive: Tensor, reduction: Reduction) -> Tensor:
-    """Reduce row losses; the mean runs over the rows that have a positive."""
+def reduce_rows(losses: Tensor, count: Tensor | int, reduction: Reduction) -> Tensor:
+    """Reduce row losses; the mean runs over the ``count`` rows that have a positive."""
     if reduction == "none":
         return losses
     total = losses.sum()
-    return total if reduction == "sum" else total / has_positive.sum().clamp(min=1)
+    return total if reduction == "sum" else total / count

@@ -26,6 +26,7 @@ from iivcl.losses._forms import (
     row_losses,
     streamed_row_losses,
 )
+from iivcl.losses._fused import Columns, Queries, is_fused
 
 __all__ = ["InfoNCELoss", "info_nce", "multi_positive_info_nce"]
 
@@ -118,7 +119,7 @@ def multi_positive_info_nce(
             losses = row_losses(form, logits, weights)
         else:
             losses = streamed_row_losses(form, scaled, keys, weights, negatives, size)
-        return reduce_rows(losses, (weights > 0).any(1), reduction)
+        return reduce_rows(losses, (weights > 0).any(1).sum().clamp(min=1), reduction)
 
 
 def info_nce(
@@ -145,7 +146,8 @@ def info_nce(
         temperature: Above 0.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk_size: As for `multi_positive_info_nce`.
+        chunk_size: Rows of ``negatives`` per step, by default many; ``"dense"`` for the form that
+            can be differentiated twice.
 
     Returns:
         The loss, () or (B,) for ``"none"``.
@@ -170,18 +172,26 @@ def info_nce(
     pairs = {"B": (query.shape[0], "query"), "M": (negatives.shape[0], "negatives")}
     check_mask("ignore_mask", ignore_mask, "B M", **pairs)
 
+    check_chunk_size(chunk_size)
+    allowed = None if ignore_mask is None else ~ignore_mask
+    candidates = Candidates(negatives.detach(), pairs=allowed)
+    batch, clips = max(query.shape[0], 1), positives.shape[1]
     with without_autocast(query):
+        if clips and is_fused(query, chunk_size):
+            queries, keys = Queries.beside(query, positives, temperature, negatives.dtype)
+            columns = Columns.of(queries, keys, [candidates], chunk_size)
+            row = 1 / batch if reduction == "mean" else 1.0
+            losses, slopes = columns.row_losses(form, clips, row / clips, row)
+            loss = losses if reduction == "none" else losses.sum()
+            return queries.differentiable([loss], [slopes])[0]
         query, positives = normalize_alike(query, positives.detach(), at_least=negatives.dtype)
         scaled = query / temperature
-        allowed = None if ignore_mask is None else ~ignore_mask
-        candidates = Candidates(negatives.detach(), pairs=allowed)
         negative_lse = candidates.log_sum_exp(scaled, chunk_size=chunk_size)
         logits = torch.einsum("bd,bpd->bp", scaled, positives)
         logits = torch.cat([logits, negative_lse[:, None]], 1)
         positive = torch.ones_like(logits, dtype=torch.bool)
         positive[:, -1] = False
-        losses = row_losses(form, logits, positive)
-        return reduce_rows(losses, torch.ones_like(losses), reduction)
+        return reduce_rows(row_losses(form, logits, positive), batch, reduction)
 
 
 class InfoNCELoss(nn.Module):
@@ -191,7 +201,7 @@ class InfoNCELoss(nn.Module):
         temperature: Above 0; an `nn.Parameter` of shape () is learned and moves with the module.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk_size: As for `multi_positive_info_nce`.
+        chunk_size: As for `info_nce`.
 
     Example:
         >>> import torch

@@ -1,0 +1,152 @@
+"""The tables of the evidence: cells in pairs, and what their differences are worth."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from _evidence_cell import BASELINES
+from _evidence_methods import METHODS
+from _measure import table
+
+Cells = Sequence[dict[str, Any]]
+METRICS = {"recall_at_1": "R@1", "recall_at_5": "R@5", "knn": "kNN", "linear": "linear"}
+GAINS = ["against", "R@1 gain", "linear gain", "pairs"]
+CURVES = ["purity of 5 nearest", "accepted", "their purity"]
+HEADER = ["method", "cells", *METRICS.values(), *GAINS, *CURVES]
+# What each question compares, in the order of the page.
+QUESTIONS = {
+    "pure": ("oracle-30", "oracle-50", "oracle-70", "oracle-85", "oracle", "oracle-k1",
+             "oracle-k10", "plain"),
+    "purer": ("plain", "takes", "people", "mutual", "agreed", "mean", "gate", "gate-takes",
+              "second-view", "gate-second-view", "both-views", "both-views-takes",
+              "gate-both-views", "queue-2048", "changes-intra", "changes-plain", "changes-takes",
+              "changes-oracle"),
+    "harmless": ("plain", "soft", "own-key", "soft-own", "gate-own", "predictor", "own-head",
+                 "spare", "changes-soft-own"),
+    "when": ("plain", "nearest-from-0", "gate-from-0", "late", "half", "twice", "k1", "k10",
+             "form-in", "form-per-positive"),
+    "crops": ("plain", "oracle", "crops-intra", "crops-plain", "crops-oracle"),
+    "longer": ("plain", "gate", "oracle"),
+}  # fmt: skip
+
+
+def partner(method: str) -> str:
+    """Name the method that lacks the neighbours, and is else the same."""
+    own = f"{method.split('-')[0]}-intra"
+    return own if own in METHODS and own != method else "intra"
+
+
+def paired(cells: Cells, method: str, metric: str) -> list[float]:
+    """Subtract from a method's results those of its partner of the same fold and seed."""
+    values = {(c["method"], c["fold"], c["seed"]): c["results"][metric] for c in cells}
+    return [
+        value - values[partner(method), fold, seed]
+        for (name, fold, seed), value in values.items()
+        if name == method and (partner(method), fold, seed) in values
+    ]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % interval by Student's t; NaN if unknown."""
+    n = len(values)
+    mean = statistics.fmean(values) if values else float("nan")
+    if n < 2:
+        return mean, float("nan")
+    return mean, t_quantile(n - 1) * statistics.stdev(values) / n**0.5
+
+
+def t_quantile(freedom: int) -> float:
+    """Return t within which 95 % of Student's distribution lies.
+
+    With ``t = sqrt(freedom) tan(a)`` its density becomes ``cos(a) ** (freedom - 1)``.
+    """
+    angle = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angle) ** (freedom - 1)
+    share = np.append(0, np.cumsum(density[1:] + density[:-1]))
+    return float(freedom**0.5 * np.tan(np.interp(0.95 * share[-1], share, angle)))
+
+
+def groups(cells: Cells) -> dict[tuple[str, int], Cells]:
+    """Part the cells by set and number of steps; those of a group are compared with each other."""
+    parts: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in sorted(cells, key=lambda c: (c["set"], c["steps"])):
+        parts.setdefault((cell["set"], cell["steps"]), []).append(cell)
+    for (name, _), part in parts.items():
+        if len({json.dumps(cell["setting"]) for cell in part}) > 1:
+            raise ValueError(f"cells of {name} are of different settings: remove the older ones")
+    return parts
+
+
+def main_groups(cells: Cells) -> dict[tuple[str, int], Cells]:
+    """Take of every set the number of steps at which most cells were trained."""
+    best: dict[str, tuple[int, int]] = {}
+    for (name, steps), part in groups(cells).items():
+        rank = sum(bool(cell["curves"]) for cell in part), steps
+        best[name] = max(best.get(name, (1, 0)), rank)
+    return {key: part for key, part in groups(cells).items() if best[key[0]][1] == key[1]}
+
+
+def tables(cells: Cells) -> str:
+    """Write one table of all methods for every set and number of steps."""
+    parts = []
+    for (name, steps), chosen in groups(cells).items():
+        found = {c["method"] for c in chosen}
+        rows = [row(chosen, method) for method in (*BASELINES, *METHODS) if method in found]
+        trained = [c["cpu_seconds"] for c in chosen if c["curves"]]
+        machines = {c["environment"].get("gpu", "a CPU") for c in chosen if c["curves"]}
+        cost = f"{statistics.median(trained):.0f} CPU-seconds" if trained else "-"
+        parts.append(
+            f"### {name}, {steps:,} steps\n\n{table(HEADER, rows)}\n"
+            f"Median cost of a trained cell: {cost}; on {', '.join(sorted(machines)) or '-'}.\n"
+        )
+    return "\n".join(parts)
+
+
+def answer(cells: Cells, question: str) -> str:
+    """Write the table of one question, or say that it has no pair."""
+    chosen = groups(cells) if question == "longer" else main_groups(cells)
+    rows = []
+    for method in QUESTIONS[question]:
+        for (name, steps), part in chosen.items():
+            if paired(part, method, "recall_at_1"):
+                line = row(part, method)
+                rows.append([method, f"{name}, {steps:,}", *line[2 + len(METRICS) :]])
+    if not rows:
+        return "Not yet measured.\n"
+    return table(["method", "set, steps", *GAINS, *CURVES], rows)
+
+
+def row(cells: Cells, method: str) -> list[str]:
+    own = [c for c in cells if c["method"] == method]
+    means = [statistics.fmean(c["results"][metric] for c in own) for metric in METRICS]
+    gains = [paired(cells, method, metric) for metric in ("recall_at_1", "linear")]
+    alone = method == "intra"
+    curves = [late(own, name) for name in ("nearest_purity", "accepted", "purity")]
+    return [
+        method,
+        str(len(own)),
+        *(f"{mean:.3f}" for mean in means),
+        "-" if alone else partner(method),
+        *("-" if alone else signed(*interval(gain)) for gain in gains),
+        "-" if alone else str(len(gains[0])),
+        *("-" if value is None else f"{value:.2f}" for value in curves),
+    ]
+
+
+def signed(mean: float, half: float) -> str:
+    if mean != mean:
+        return "-"
+    if half != half:
+        return f"{mean:+.3f}"
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
+
+
+def late(cells: Cells, name: str) -> float | None:
+    """Average a curve over the last quarter of its points and over cells."""
+    points = [p.get(name) for c in cells for p in c["curves"][-(len(c["curves"]) // 4) :]]
+    values = [value for value in points if value is not None]
+    return statistics.fmean(values) if values else None
