@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from iivcl._checks import (
     check_at_least,
@@ -77,7 +78,9 @@ def check_unit_range(video: Tensor) -> None:
     """Check a gray or RGB video whose floats must be within [0, 1]."""
     check_channels(video)
     if video.is_floating_point() and video.numel() and values_are_free(video):
-        low, high = (bound.item() for bound in torch.aminmax(video))
+        # torch 2.11 has no forward derivative of this.
+        values = forward_ad.unpack_dual(video).primal  # type: ignore[no-untyped-call]
+        low, high = (bound.item() for bound in torch.aminmax(values))
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise ValueError(
                 f"floating-point `video` must be within [0, 1]; got [{low:.4g}, {high:.4g}]. "

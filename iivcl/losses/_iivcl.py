@@ -212,7 +212,9 @@ class IIVCLLoss(nn.Module):
                 scaled, candidates, found.indices, found.valid, self.chunk_size
             )
             levels = [part.log_sum_exp(scaled, chunk_size=self.chunk_size) for part in others]
-            clip_logits = torch.einsum("bd,bpd->bp", scaled, keys)
+            # No product of matrices: inductor of torch 2.11 writes the gradient of one of a single
+            # row over its factor, the keys, from which `others` have yet to take theirs.
+            clip_logits = (scaled[:, None] * keys).sum(2)
             # Both terms at once, (B, 2, P + k + 1): the positives of the first are the clips, which
             # are absent from the second, whose positives are the neighbours.
             shared = neighbor_logits, torch.stack([rest, *levels], 1)
