@@ -21,9 +21,7 @@ from iivcl.evaluation import fit_linear_probe, knn_classify, retrieval_recall, t
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
 
 MINIMAL = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_minimal.py"))
-# Half the frames of the example at twice the stride, and smaller: a cell costs a fourth, and any
-# method is compared with others at the same size.
-FRAMES, CLIPS = 8, 4  # of a clip, of a video when it is evaluated
+FRAMES, CLIPS = 16, 4  # of a clip, as in the example; of a video when it is evaluated
 BATCH, DIM = 32, 128
 POINTS = 20  # of the curves
 BASELINES = ("raw-pixels", "frame-differences", "random-start")

@@ -29,7 +29,7 @@ GENERATED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PEOPLE = ("subject", "person", "group")  # columns of a manifest that may say who is seen
 FOLDS = 5
-SIZE = 32  # pixels of a clip; videos are kept a fourth larger
+SIZE = 40  # pixels of a clip; videos are kept a fourth larger
 
 
 class Videos(NamedTuple):

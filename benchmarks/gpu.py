@@ -143,7 +143,7 @@ def loss_rows(device: str, quick: bool) -> Iterator[Row]:
 
 
 def peer_rows(device: str, quick: bool) -> Iterator[Row]:
-    """Losses with kernels of their own, last of all: what fails on a GPU may take the rest along."""
+    """Losses with kernels of their own, last of all: a fault on a GPU ends the process."""
     setting = losses.Setting(*((16, 4096) if quick else (512, 65_536)), 128, device)
     losses.LOSSES |= {"inf-cl": inf_cl, "liger-kernel": liger}
     names = (losses.NCE, losses.TORCH, "liger-kernel", "inf-cl")

@@ -135,17 +135,17 @@ class Candidates(NamedTuple):
         """Tell which of a few ``rows`` (b, R) count for each of the ``queries``, (b, R) bool."""
         parts = [rows >= 0]
         if self.rows is not None:
-            parts.append(self.rows[rows])
+            parts.append(self.rows.take(rows))
         if self.pairs is not None:
             parts.append(self.pairs[queries].gather(1, rows))
         if self.query_ids is not None and self.ids is not None:
-            parts.append(self.ids[rows] != self.query_ids[queries, None])
+            parts.append(self.ids.take(rows) != self.query_ids[queries, None])
         return functools.reduce(torch.logical_and, parts)
 
     def _logits(self, query: Tensor, keys: Tensor, span: slice, nothing: float) -> Tensor:
         """Multiply the queries with ``keys``, which are those of ``span``, (B, c)."""
         which = self
-        if self.rows is not None and self.normalized and nothing == -torch.inf:
+        if self.rows is not None and nothing == -torch.inf and _engine.on_cpu(query):
             bias = self.rows[span].log().to(query.dtype)  # of the product: 0 or -inf
             logits, which = torch.addmm(bias, query, keys.T), Candidates(self.keys, None, *self[2:])
         else:
@@ -258,7 +258,8 @@ _log_sum_exp = torch.library.custom_op(
     _stream,
     mutates_args=(),
     schema="(Tensor query, int chunk_size, bool slopes, bool bounded, Tensor keys, Tensor? rows, "
-    "Tensor? pairs, Tensor? ids, Tensor? query_ids, Tensor? without, bool normalized) -> (Tensor, Tensor)",
+    "Tensor? pairs, Tensor? ids, Tensor? query_ids, Tensor? without, bool normalized) "
+    "-> (Tensor, Tensor)",
 )
 
 
@@ -286,7 +287,7 @@ class _Once(torch.autograd.Function):
 
 def once(gradient: Tensor, of: Tensor) -> Tensor:
     """Refuse that a gradient by ``of`` is differentiated again."""
-    return _Once.apply(gradient, of)  # type: ignore[no-untyped-call,no-any-return]
+    return _Once.apply(gradient, of)  # type: ignore[no-any-return]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -200,7 +200,7 @@ def unit_and_length(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _moderate(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide by the largest entry: float64 has no wider type for squares; no part of derivatives."""
+    """Divide by the largest entry, no part of derivatives: float64 has no wider type."""
     largest = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=-1, keepdim=True)
     largest = largest.clamp(min=torch.finfo(torch.float64).tiny)
     return rows / largest, largest
@@ -210,7 +210,11 @@ def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Give ``x / |x|`` and ``|x|``, which is 1 for a row of zeros."""
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
     length = torch.threshold(length, 0.0, 1.0)
-    if rows.requires_grad or torch._C._are_functorch_transforms_active():
+    if (
+        rows.requires_grad
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
         return rows.div(length).to(rows.dtype), length
     return torch.div(rows, length, out=torch.empty_like(rows)), length  # one pass on a GPU
 

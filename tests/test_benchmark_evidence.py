@@ -208,7 +208,9 @@ def test_folds_part_the_training_people_and_never_touch_the_test_people(
 ) -> None:
     people = torch.arange(60) // 5
     splits = ["train" if person < 10 else "test" for person in people.tolist()]
-    videos = evidence.Videos(*2 * [torch.empty(0)], torch.arange(60) % 5, people, people, splits, "real")
+    videos = evidence.Videos(
+        *2 * [torch.empty(0)], torch.arange(60) % 5, people, people, splits, "real"
+    )
     left_out = []
     for number in range(evidence.FOLDS):
         train, test = evidence.fold(videos, number)

@@ -184,7 +184,7 @@ def test_every_kind_of_video_reads_alike(tmp_path: Path) -> None:
             (path.read_bytes(), f"<{path.stat().st_size} bytes>"),
             (folder, str(folder)),
             (file, str(path)),
-            (member, str(tmp_path / "shard.tar")),
+            (member, member.name),  # of the archive, and from Python 3.12 on of the member
             (frames, "<array of (12, 48, 96, 3)>"),
             (torch.from_numpy(frames), "<array of (12, 48, 96, 3)>"),
         ]

@@ -242,7 +242,8 @@ def test_losses_equal_those_of_float64_on_the_cpu(form: Any, chunk_size: Any) ->
 
 
 def test_momentum_update_is_that_of_the_cpu() -> None:
-    encoder, key_encoder = backbones.slow_resnet(18), backbones.slow_resnet(18)
+    encoder = backbones.slow_resnet(18)
+    key_encoder = backbones.slow_resnet(18).requires_grad_(False)
     on_gpu = copy.deepcopy(encoder).to(DEVICE), copy.deepcopy(key_encoder).to(DEVICE)
     momentum_update_(key_encoder, encoder, 0.99)
     momentum_update_(on_gpu[1], on_gpu[0], 0.99)

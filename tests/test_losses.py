@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from iivcl import IIVCLLoss, InfoNCELoss, MoCoQueue, NNSupportQueue
+from iivcl import IIVCLLoss, InfoNCELoss, MoCoQueue, NNSupportQueue, _engine
 from iivcl.losses import Candidates, info_nce, multi_positive_info_nce
 from iivcl.queues import Neighbors
 
@@ -478,6 +478,37 @@ def test_iivcl_in_half_precision_is_that_of_the_rounded_inputs(
     half.loss.backward()
     assert query.grad is not None
     assert query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("temperature", [0.01, 0.1, torch.tensor(0.1)])
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("rows", [7, 12])
+def test_derivatives_computed_with_the_values_are_those_of_autograd(
+    form: Any, temperature: Any, on_cpu: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine, "on_cpu", lambda tensor: on_cpu)
+    queue, ids = filled_queue(rows), torch.arange(4)
+    query = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    key = torch.randn(4, 2, 5, dtype=torch.float64)
+    valid = torch.tensor([[True] * 3, [True, False, True], [False] * 3, [True] * 3])
+    indices = torch.tensor([[0, 5, 2], [4, 1, 4], [0, 1, 2], [11, 3, -1]])
+    found = Neighbors(torch.zeros(4, 3), indices, valid)
+    options = {"form": form, "temperature": temperature}
+
+    def results(chunk_size: Any) -> list[Tensor]:
+        criterion = IIVCLLoss(**options, batch_negatives=True, chunk_size=chunk_size)
+        values = [*criterion(query, key, queue, ids=ids, neighbors=found)[:3]]
+        values += [info_nce(query, key, queue.keys, **options, chunk_size=chunk_size)]
+        return [
+            x
+            for y in values
+            for x in (y.detach(), torch.autograd.grad(y, query, retain_graph=True)[0])
+        ]
+
+    expected = results("dense")
+    for chunk_size in (None, 5):
+        torch.testing.assert_close(results(chunk_size), expected)
 
 
 # --- a loss of a user's own ----------------------------------------------------------------------

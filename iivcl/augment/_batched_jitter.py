@@ -42,11 +42,9 @@ def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: boo
     (black,), (mean,), (gray,), (hue,) = op.programs
     dtype, white = wide(parts[0]), color.white_of(parts[0])
     # Six slots for blends, of which three come before hue: at which turn, and which blend.
-    slot = kept(_range, 6, like=op.order)
-    turn = slot - 2 * (slot >= 3)
+    turn, hue_turn = kept(_turns, like=op.order), _turn_of(_HUE, op.order)  # (6,), (B, 1)
     which = op.order[:, turn]  # (B, 6)
-    hue_turn, mean_turn = _turn_of(_HUE, op.order), _turn_of(_MEAN, op.order)  # (B, 1)
-    happens = torch.where(slot < 3, turn < hue_turn, turn > hue_turn)
+    happens = torch.cat([turn[:3] < hue_turn, turn[3:] > hue_turn], dim=1)
     if where is not None:
         happens = happens & where.unsqueeze(1)
     if len(planes_of(parts)) == 1:
@@ -54,67 +52,84 @@ def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: boo
     light, contrast, saturation = (op.factor.unsqueeze(1).to(dtype) for op in (black, mean, gray))
     is_mean, is_gray = which == _MEAN, which == _GRAY
     lost = happens * (1 - torch.where(is_mean, contrast, torch.where(is_gray, saturation, light)))
-    shares = 1 - lost, lost * is_mean, lost * is_gray  # (B, 6)
-    shift = hue.shift.to(dtype) if where is None else hue.shift.to(dtype) * where
+    of_unit = lost * _unit(parts, white)
+    shares = 1 - lost, of_unit * is_mean, of_unit * is_gray  # (B, 6)
+    shift = hue.shift if where is None else hue.shift * where
+    shift = color.per_clip(shift, lost)
 
-    values, level = [part.to(dtype) for part in parts], None
-    if compiled:
+    values = [part.to(dtype) for part in parts]
+    if not compiled:
+        changed = _chain(values, _blends(shares), shift, white)
+    else:
         # One pass ahead finds the mean gray level: what comes before its blend fuses with the
-        # mean, and the whole chain, free of means, is a pass of its own.
-        values = list(planes_of(values))
-        early = turn < mean_turn
-        before = [torch.where(early, share, none) for share, none in zip(shares, (1.0, 0.0, 0.0), strict=True)]
-        early_shift = shift * (hue_turn < mean_turn).squeeze(1)
-        before = _chain(values, before, early_shift, white, level=0.0)
-        level = color.gray_level(before, white).mean((3, 4), keepdim=True)  # (B, 1, T, 1, 1)
-    changed = _chain(values, shares, shift, white, level)
+        # mean, and the whole chain, free of means, is a pass of its own. No more than two blends
+        # come before that with the mean on either side of hue.
+        mean_turn = _turn_of(_MEAN, op.order)
+        values, early = list(planes_of(values)), turn < mean_turn
+        neutral = zip(shares, (1.0, 0.0, 0.0), strict=True)
+        early_blends = _blends([torch.where(early, share, none) for share, none in neutral])
+        early_shift = shift * color.per_clip(hue_turn < mean_turn, shift)
+        before = _chain(values, early_blends[:2] + early_blends[3:5], early_shift, white, level=0.0)
+        level = _gray_level(before, white).mean((3, 4), keepdim=True)  # (B, 1, T, 1, 1)
+        # All numbers are made to depend on the frame, as the level does: a compiler then finds the
+        # same loops everywhere, and joins them.
+        blends, shift = _blends(shares, 0 * level), shift + 0 * level
+        changed = _chain(values, blends, shift, white, level)
     return [part.to(parts[0].dtype) for part in changed]
 
 
-def _range(end: int, device: torch.device) -> Tensor:
-    return torch.arange(end, device=device)
+def _turns(device: torch.device) -> Tensor:
+    """Those of the three slots before hue, and of the three after it."""
+    slot = torch.arange(6, device=device)
+    return slot - 2 * (slot >= 3)
 
 
 def _turn_of(kind: int, order: Tensor) -> Tensor:
     """At which turn (B, 1) one kind comes."""
-    turns = kept(_range, order.shape[1], like=order)
+    turns = kept(torch.arange, 4, like=order)
     return ((order == kind) * turns).sum(dim=1, keepdim=True)
 
 
-def _chain(
-    parts: Parts, shares: Sequence[Tensor], shift: Tensor, white: int, level: Any
-) -> Parts:
-    """Three blends, hue, three blends.
+Blends = list[tuple[Tensor, Tensor, Tensor]]
+"""Shares of the pixels, of the mean gray level and of the gray levels, (B, 1, 1, 1, 1) each."""
 
-    Args:
-        parts: Of the video.
-        shares: Three of (B, 6), of the pixels, of the mean gray level and of the gray levels.
-        shift: (B,) of the hue.
-        white: The largest value.
-        level: Mean gray level for the blend with it, by default that of its turn.
+
+def _blends(shares: Sequence[Tensor], zero: Tensor | float = 0.0) -> Blends:
+    """Take shares (B, 6) apart into six blends, in the shape that a sum with ``zero`` has."""
+    spread = [share.T[..., None, None, None, None] for share in shares]  # (6, B, 1, 1, 1, 1)
+    if isinstance(zero, Tensor):
+        spread = [share + zero for share in spread]
+    return list(zip(*(share.unbind(0) for share in spread), strict=True))
+
+
+def _chain(parts: Parts, blends: Blends, shift: Tensor, white: int, level: Any = None) -> Parts:
+    """Half of the blends, hue, and the other half.
+
+    ``level`` is the mean gray level for the blend with it, by default that of its turn.
     """
-
-    def spread(numbers: Tensor) -> Tensor:
-        # With a level for each frame, all numbers are made to depend on the frame: a compiler then
-        # finds the same loops everywhere, and joins them.
-        numbers = numbers[..., None, None, None, None]  # (..., B, 1, 1, 1, 1)
-        return numbers if level is None else numbers + 0 * level
-
-    blends = zip(*(spread(share.T) for share in shares), strict=True)
     for i, (keep, of_mean, of_gray) in enumerate(blends):
-        if i == 3:
-            parts = _rounded(_hue(parts, shift, spread(shift), white), white)
-        gray = color.gray_level(parts, white)
+        if i == len(blends) // 2:
+            is_whole = len(parts) == 1 and parts[0].shape[1] == 3
+            turned = color.hue_of_whole if is_whole else color.hue
+            parts = _rounded(turned(parts, shift, white), white)
+        gray = _gray_level(parts, white)
         mean = gray.mean((3, 4), keepdim=True) if level is None else level
         rest = torch.addcmul(of_mean * mean, gray, of_gray)  # (B, 1, T, H, W)
         parts = _rounded(color.mixed(parts, keep, rest, white), white)
     return parts
 
 
-def _hue(parts: Parts, shift: Tensor, spread_shift: Tensor, white: int) -> Parts:
-    if len(parts) == 1 and parts[0].shape[1] == 3:
-        return [color.hue_of_whole(parts[0], shift, white)]
-    return color.hue(parts, spread_shift, white)
+def _gray_level(parts: Parts, white: int) -> Tensor:
+    """Gray level in units of the one that red alone has, which saves a pass over red."""
+    planes, red = planes_of(parts), _unit(parts, white)
+    if red == 1:
+        return color.gray_level(planes, white)
+    _, green, blue = color.GRAY
+    return planes[0].add(planes[1], alpha=green / red).add_(planes[2], alpha=blue / red)
+
+
+def _unit(parts: Parts, white: int) -> float:
+    return color.GRAY[0] if white == 1 and len(planes_of(parts)) == 3 else 1.0
 
 
 def _rounded(parts: Parts, white: int) -> Parts:

@@ -63,7 +63,7 @@ def gray_level(parts: Parts, white: int) -> Tensor:
     return level if white == 1 else level.floor()
 
 
-def weighted_sum(planes: Planes, weights: Sequence[float], out: Tensor | None = None) -> Tensor:
+def weighted_sum(planes: Parts, weights: Sequence[float], out: Tensor | None = None) -> Tensor:
     """Sum up weighted planes, in ``out`` or fresh memory."""
     total = torch.mul(planes[0], weights[0], out=out)
     for plane, weight in zip(planes[1:], weights[1:], strict=True):
@@ -120,15 +120,16 @@ def hue(
     return turned if white == 1 else [plane * ((256 - 1e-3) / 255) for plane in turned]
 
 
-def hue_of_whole(video: Tensor, shift: Tensor, white: int) -> Tensor:
-    """Compute :func:`hue` of a video (B, 3, T, H, W) in few operations, with one shift (B,) a clip.
+def hue_of_whole(parts: Parts, shift: Tensor, white: int) -> Parts:
+    """Compute :func:`hue` of a whole video (B, 3, T, H, W) in few operations.
 
     The channels of every clip are put into the order in which its hue moves, so that for each of
     them the next one is ahead and the one after it is behind; afterwards they go back.
     """
-    sixths = 6 * shift
+    (video,), sixths = parts, 6 * shift.flatten()  # (B,)
     sixth = sixths.floor()
-    channels = constant(_CHANNELS, sixth.long())[sixth.long() % 6]  # (B, 8)
+    row = sixth.long() % 6
+    channels = constant(_CHANNELS, row)[row]  # (B, 8)
     channels = channels + kept(_first_channels, len(video), like=video)
     moving = video.flatten(0, 1)[channels[:, :5]].to(video.dtype)
     own, ahead, behind = moving[:, :3], moving[:, 1:4], moving[:, 2:]
@@ -138,7 +139,7 @@ def hue_of_whole(video: Tensor, shift: Tensor, white: int) -> Tensor:
     turned = (own - ahead).sub_((behind - point).abs_()).add_(highest)
     torch.clamp(turned, lowest, highest, out=turned)
     turned = turned.flatten(0, 1)[channels[:, 5:]]
-    return turned if white == 1 else turned.mul_((256 - 1e-3) / 255)
+    return [turned if white == 1 else turned.mul_((256 - 1e-3) / 255)]
 
 
 def _channels(sixth: int) -> tuple[int, ...]:

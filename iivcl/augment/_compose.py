@@ -58,11 +58,10 @@ class Compose(Transform[tuple[Any, ...]]):
         return [each for transform in self._each() for each in transform._ranges()]
 
     def _read(self, drawn: Drawn) -> tuple[Any, ...]:
-        params, size = [], tuple(drawn.video.shape[-2:])
-        columns = drawn.split([len(transform._ranges()) for transform in self._each()])
-        for transform, own in zip(self._each(), columns, strict=True):
-            params.append(read(transform, own.resized(*size)))
-            size = transform.output_size(*size)
+        params = []
+        for transform in self._each():
+            params.append(read(transform, drawn))
+            drawn = drawn.after(len(transform._ranges()), transform.output_size(*drawn.size))
         return tuple(params)
 
     def __len__(self) -> int:
@@ -125,8 +124,7 @@ class RandomApply(Transform[RandomApplyParams]):
         return [chance(self.p), *self.transform._ranges()]
 
     def _read(self, drawn: Drawn) -> RandomApplyParams:
-        own, rest = drawn.split([1, drawn.values.shape[1] - 1])
-        return RandomApplyParams(own.negative[:, 0], read(self.transform, rest))
+        return RandomApplyParams(drawn.chances(1).squeeze(1), read(self.transform, drawn.after(1)))
 
     def __repr__(self) -> str:
         return f"RandomApply({self.transform!r}, p={self.p})"

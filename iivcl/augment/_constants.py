@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "kept"]
+__all__ = ["constant", "kept", "per_channel"]
 
 
 def constant(values: tuple[Any, ...], like: Tensor) -> Tensor:
@@ -18,16 +18,27 @@ def constant(values: tuple[Any, ...], like: Tensor) -> Tensor:
 
 
 def kept(make: Callable[..., Tensor], *args: Any, like: Tensor) -> Tensor:
-    """Call ``make(*args, device)`` once for each device; every time in a graph or for fakes."""
+    """Call ``make(*args, device=...)`` once for each device; every time in a graph or for fakes."""
     if torch.compiler.is_compiling() or type(like) is not Tensor:
-        return make(*args, like.device)
+        return make(*args, device=like.device)
     return _kept(make, *args, like.device)
 
 
 @functools.lru_cache(maxsize=256)
 def _kept(make: Callable[..., Tensor], *args: Any) -> Tensor:
     with torch.inference_mode(False):
-        return make(*args)
+        return make(*args[:-1], device=args[-1])
+
+
+def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Numbers (C, 1, 1, 1) in the dtype of a tensor, which a graph computes and does not copy."""
+    if not torch.compiler.is_compiling():
+        return constant(values, like).view(-1, 1, 1, 1)
+    channel = torch.arange(len(values), device=like.device).view(-1, 1, 1, 1)
+    numbers = torch.full_like(channel, values[0], dtype=like.dtype)
+    for i, value in enumerate(values[1:], 1):
+        numbers = torch.where(channel == i, value, numbers)
+    return numbers
 
 
 def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

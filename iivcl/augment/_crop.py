@@ -74,11 +74,11 @@ class RandomResizedCrop(Transform[CropParams]):
         return [self.scale] * _ATTEMPTS + [half_log_ratio] * _ATTEMPTS + [(0.0, 1.0)] * 2
 
     def _read(self, drawn: Drawn) -> CropParams:
-        height, width = drawn.video.shape[-2:]
-        share, half_log_ratio, corner = torch.split(drawn.values, [_ATTEMPTS, _ATTEMPTS, 2], 1)
+        share, half_log_ratio = (drawn.after(i * _ATTEMPTS).numbers(_ATTEMPTS) for i in range(2))
+        corner = drawn.after(2 * _ATTEMPTS).numbers(2)
         # The logarithms of height and width, and then both negated, so that one comparison says
         # whether they round to at least 1 and at most the frame: (B, 4, attempts).
-        sign, of_ratio, half_area, limit, one_more, fallback = self._constants(height, width, share)
+        sign, of_ratio, half_area, limit, one_more, fallback = self._constants(*drawn.size, share)
         logs = torch.addcmul(half_area, half_log_ratio.unsqueeze(1), of_ratio)
         logs = torch.addcmul(logs, share.log().unsqueeze(1), sign)
         found, first = (logs <= limit).all(dim=1).max(dim=1)  # (B,), the first attempt that fits
@@ -149,7 +149,7 @@ class RandomHorizontalFlip(Transform[FlipParams]):
         return (chance(self.p),)
 
     def _read(self, drawn: Drawn) -> FlipParams:
-        return FlipParams(drawn.negative[:, 0])
+        return FlipParams(drawn.chances(1).squeeze(1))
 
     def __repr__(self) -> str:
         return f"RandomHorizontalFlip(p={self.p})"

@@ -82,8 +82,9 @@ class ColorJitter(Transform[ColorJitterParams]):
         return self.brightness, self.contrast, self.saturation, self.hue, (0.0, len(_ORDERS))
 
     def _read(self, drawn: Drawn) -> ColorJitterParams:
-        brightness, contrast, saturation, hue, order = drawn.values.unbind(1)
-        order = constant(_ORDERS, order.long())[order.long()]
+        brightness, contrast, saturation, hue, order = drawn.numbers(5).unbind(1)
+        row = order.long()
+        order = constant(_ORDERS, row)[row]
         return ColorJitterParams(brightness, contrast, saturation, hue, order)
 
     def __repr__(self) -> str:

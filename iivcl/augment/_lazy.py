@@ -22,8 +22,8 @@ from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
 from iivcl.augment import _reference as reference
 from iivcl.augment._arguments import check_boxes, check_reach
-from iivcl.augment._native_resize import native_resize
 from iivcl.augment._color_arithmetic import planes_of
+from iivcl.augment._native_resize import native_resize
 from iivcl.augment._separable import blurred_clip, gaussian_weights
 
 __all__ = ["run"]

@@ -52,7 +52,7 @@ class RandomGrayscale(Transform[GrayscaleParams]):
         return (chance(self.p),)
 
     def _read(self, drawn: Drawn) -> GrayscaleParams:
-        return GrayscaleParams(drawn.negative[:, 0])
+        return GrayscaleParams(drawn.chances(1).squeeze(1))
 
     def __repr__(self) -> str:
         return f"RandomGrayscale(p={self.p})"
@@ -95,8 +95,8 @@ class RandomSolarize(Transform[SolarizeParams]):
         return (chance(self.p),)
 
     def _read(self, drawn: Drawn) -> SolarizeParams:
-        everywhere = torch.full_like(drawn.values[:, 0], self.threshold)
-        return SolarizeParams(everywhere.masked_fill(~drawn.negative[:, 0], torch.inf))
+        everywhere = torch.full_like(drawn.numbers(1).squeeze(1), self.threshold)
+        return SolarizeParams(everywhere.masked_fill(~drawn.chances(1).squeeze(1), torch.inf))
 
     def __repr__(self) -> str:
         return f"RandomSolarize({self.threshold}, p={self.p})"
@@ -209,7 +209,7 @@ class GaussianBlur(Transform[BlurParams]):
         return (self.sigma,)
 
     def _read(self, drawn: Drawn) -> BlurParams:
-        return BlurParams(drawn.values[:, 0])
+        return BlurParams(drawn.numbers(1).squeeze(1))
 
     def __repr__(self) -> str:
         return f"GaussianBlur({self.kernel_size}, sigma={self.sigma})"

@@ -69,8 +69,8 @@ class RandAugment(Transform[RandAugmentParams]):
         return [(0.0, float(len(_OPERATIONS)))] * self.num_ops + [chance(0.5)] * self.num_ops
 
     def _read(self, drawn: Drawn) -> RandAugmentParams:
-        op, direction = drawn.split([self.num_ops] * 2)
-        return RandAugmentParams(op.values.long(), direction.negative)
+        op, negative = drawn.numbers(self.num_ops), drawn.after(self.num_ops).chances(self.num_ops)
+        return RandAugmentParams(op.long(), negative)
 
     def __repr__(self) -> str:
         return f"RandAugment(num_ops={self.num_ops}, magnitude={self.magnitude})"

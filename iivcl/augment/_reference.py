@@ -9,7 +9,7 @@ what is done to pixels then stays a chain of arithmetic, which a compiler joins 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch

@@ -72,8 +72,10 @@ def resize_weights(
         (B, h, H) for the columns of a frame and (B, w, W) for its rows; each row sums to 1.
     """
     # Both axes go through at once, as if they had the size of the longer one.
-    start, length = boxes.T.unflatten(0, (2, 2))[..., None, None].unbind(0)  # (2, B, 1, 1)
-    scale = torch.stack([axis / size for axis, size in zip(length, out_size, strict=True)])
+    start, length = boxes.T.view(2, 2, -1, 1, 1).unbind(0)  # (2, B, 1, 1)
+    scale = length / out_size[0]  # (2, B, 1, 1)
+    if out_size[0] != out_size[1]:
+        scale = torch.stack([length[0] / out_size[0], length[1] / out_size[1]])
     outputs = kept(_middles, max(out_size), boxes.dtype, like=boxes).view(-1, 1)
     pixels = kept(_middles, max(in_size), boxes.dtype, like=boxes)
     distance = (pixels - torch.addcmul(start, outputs, scale)).abs_()

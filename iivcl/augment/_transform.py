@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iivcl.augment._arguments import check_video
-from iivcl.augment._constants import constant
+from iivcl.augment._constants import kept
 from iivcl.augment._engine import execute
 from iivcl.augment._program import Call, Program, tensors_of
 
@@ -118,33 +118,41 @@ class Drawn(NamedTuple):
 
     values: Tensor  # (B, n), uniform over the ranges asked for
     negative: Tensor  # (B, n) bool, whether they are below 0: for the ranges of `chance`
-    video: Tensor  # what the transform will see, but for its values
+    video: Tensor  # that of the pipeline
+    size: tuple[int, int]  # height and width that the transform will see
     generator: torch.Generator | None
+    first: int = 0  # column of the transform
 
-    def split(self, counts: list[int]) -> list[Drawn]:
-        """Deal out the columns."""
-        values, negative = (torch.split(all_of, counts, dim=1) for all_of in self[:2])
+    def numbers(self, count: int) -> Tensor:
+        """The first of the numbers (B, count)."""
+        return self.values.narrow(1, self.first, count)
+
+    def chances(self, count: int) -> Tensor:
+        """Whether the first of the chances come true, (B, count) bool."""
+        return self.negative.narrow(1, self.first, count)
+
+    def after(self, count: int, size: tuple[int, int] | None = None) -> Drawn:
+        """What is left after ``count`` numbers, for frames of a size."""
         # torch 2.4 cannot compile `_replace`.
-        return [Drawn(v, n, *self[2:]) for v, n in zip(values, negative, strict=True)]
-
-    def resized(self, height: int, width: int) -> Drawn:
-        """The same for frames of another size, which are a stand-in that holds one number."""
-        one = self.video[..., :1, :1]
-        video = one.expand(*self.video.shape[:-2], height, width)
-        return Drawn(self.values, self.negative, video, self.generator)
+        return Drawn(*self[:3], size or self.size, self.generator, self.first + count)
 
 
 def _draw(ranges: Sequence[Range], video: Tensor, generator: torch.Generator | None) -> Drawn:
     """Draw all the numbers at once: on a GPU every operation on a few numbers costs a launch."""
     device = video.device if generator is None else generator.device
-    shape = len(video), len(ranges)
+    shape, size = (len(video), len(ranges)), (video.shape[-2], video.shape[-1])
     unit = torch.rand(shape, device=device, dtype=torch.float32, generator=generator)
     unit = unit.to(video.device, non_blocking=video.device.type != "cpu")
     if not ranges:
-        return Drawn(unit, unit.bool(), video, generator)
-    table = constant(tuple((low, high - low) for low, high in ranges), unit)  # (n, 2)
-    values = torch.addcmul(table[:, 0], unit, table[:, 1])
-    return Drawn(values, values < 0, video, generator)
+        return Drawn(unit, unit.bool(), video, size, generator)
+    low, length = kept(_low_and_length, tuple(ranges), like=unit).unbind(0)  # (n,)
+    values = torch.addcmul(low, unit, length)
+    return Drawn(values, values < 0, video, size, generator)
+
+
+def _low_and_length(ranges: tuple[Range, ...], device: torch.device) -> Tensor:
+    rows = [low for low, _ in ranges], [high - low for low, high in ranges]
+    return torch.tensor(rows, dtype=torch.float32, device=device)
 
 
 def chance(p: float) -> Range:
@@ -155,5 +163,9 @@ def chance(p: float) -> Range:
 def read(transform: Transform[Any], drawn: Drawn) -> Any:
     """Parameters of a transform; one with a ``make_params`` of its own draws them now."""
     if type(transform).make_params is not Transform.make_params:
-        return transform.make_params(drawn.video, drawn.generator)
+        # It sees a stand-in of the size that the video will have then, which holds one number.
+        one = drawn.video[..., :1, :1]
+        return transform.make_params(
+            one.expand(*drawn.video.shape[:-2], *drawn.size), drawn.generator
+        )
     return transform._read(drawn)

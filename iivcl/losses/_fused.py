@@ -49,7 +49,6 @@ class Queries(NamedTuple):
         query: Tensor,
         keys: Tensor,
         temperature: float | Tensor,
-        *,
         at_least: torch.dtype = torch.float32,
     ) -> tuple[Queries, Tensor]:
         """Normalise queries (B, D) and their keys (B, P, D) together."""
@@ -60,10 +59,22 @@ class Queries(NamedTuple):
         slopes = torch.is_grad_enabled() and (query.requires_grad or learned)
         return cls(query, unit[:, 0], length[:, 0], temperature, slopes), unit[:, 1:]
 
-    def scaled(self) -> Tensor:
-        """Divide by the temperature, (B, D)."""
+    def number(self) -> float | Tensor:
+        """Give the temperature without a gradient."""
         by = self.temperature
-        return self.unit / (by.detach() if isinstance(by, Tensor) else by)
+        return by.detach() if isinstance(by, Tensor) else by
+
+    def differentiable(self, losses: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+        """Give ``losses``, (B,) or (), their derivatives (B, D) by the scaled query."""
+        if not self.slopes:
+            return losses
+        slope = slopes[0][:, None] if len(slopes) == 1 else torch.stack(slopes, 1)  # (B, n, D)
+        by, unit = self.number(), self.unit[:, None]
+        along = (unit * slope).sum(2, keepdim=True)
+        across = torch.addcmul(slope, unit, along, value=-1)
+        by_query = across.div_((self.length * by)[:, None]).to(self.given.dtype)
+        by_temperature = along[..., 0].neg().div_(by * by) if by is not self.temperature else None
+        return list(_Known.apply(self.given, self.temperature, by_query, by_temperature, *losses))
 
 
 class Columns(NamedTuple):
@@ -81,7 +92,7 @@ class Columns(NamedTuple):
         queries: Queries,
         keys: Tensor,
         negatives: Sequence[Candidates],
-        chunk_size: int | None,
+        chunk_size: ChunkSize,
         *,
         absent: Tensor | None = None,
     ) -> Columns:
@@ -89,28 +100,31 @@ class Columns(NamedTuple):
 
         ``absent`` (B, k) marks which of the last k keys do not count.
         """
-        scaled = queries.scaled()
+        scaled = queries.unit / queries.number()
         size = chunk_size or streaming_chunk_size(scaled)
         by = queries.temperature
         bounded = not isinstance(by, Tensor) and _SAFE_LOGIT * by >= 1
         own = torch.bmm(keys, scaled[:, :, None])[:, :, 0]
         if absent is not None:
             own[:, own.shape[1] - absent.shape[1] :].masked_fill_(absent, NO_LOGIT)
-        levels = [stream(scaled, size, queries.slopes, bounded, *part) for part in negatives]
+        levels = [stream(scaled, size, queries.slopes, bounded, *part) for part in negatives]  # type: ignore[arg-type]
         logits = torch.cat([own, *(level[:, None] for level, _ in levels)], 1)
         if queries.slopes:
             keys = torch.cat([keys, *(slope[:, None] for _, slope in levels)], 1)
         return cls(logits, keys)
 
-    def row_losses(self, form: Form, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute losses (B,) and their derivatives (B, D) by the scaled query.
+    def row_losses(
+        self, form: Form, p: int, own: Tensor | float, row: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        """Compute weighted losses (B,) and their derivatives (B, D) by the scaled query.
 
         Args:
             form: As for `row_losses`.
-            own: (B, p) or (1, p) weights of the positives, which are the first p keys: equal where
-                they are not 0, with the sum 1. Without any, the result means nothing.
+            p: How many of the keys are positives; they come first.
+            own: Their weights (B, p), or one for all. Those of a row are equal where they are not
+                0, and have the sum ``row``.
+            row: Weights (B, 1) of the losses, or one for all; 0 for a row without a positive.
         """
-        p = own.shape[1]
         if form == "per_positive":
             level = self.logits[:, p:].logsumexp(1, keepdim=True)
             margins = level - self.logits[:, :p]
@@ -125,10 +139,12 @@ class Columns(NamedTuple):
             if form == "out":
                 losses = (own * positives).sum(1).neg_()
             else:
-                positives = positives.masked_fill(own == 0, NO_LOGIT)
-                losses = positives.logsumexp(1).neg_()
-                own = (positives + losses[:, None]).exp_()
-            by_logits = shares.exp_()
+                if isinstance(own, Tensor):
+                    positives = positives.masked_fill(own == 0, NO_LOGIT)
+                level = positives.logsumexp(1, keepdim=True).clamp_(min=NO_LOGIT)
+                losses = (row * level).neg_()[:, 0]
+                own = (positives - level).exp_().mul_(row)
+            by_logits = shares.exp_().mul_(row)
             by_logits[:, :p].sub_(own)
         return losses, torch.bmm(by_logits[:, None, : self.keys.shape[1]], self.keys)[:, 0]
 
@@ -138,46 +154,33 @@ class Columns(NamedTuple):
 
 
 class _Known(torch.autograd.Function):
-    """Losses, (B,) or (), each followed by its derivative (B, D) by the scaled query."""
+    """Losses (B,) or (), whose derivatives (B, n, D) by the query are known.
+
+    Those by the temperature, (B, n), are added up over the rows.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, temperature: Any, *known: Tensor) -> Any:
-        learned = temperature if isinstance(temperature, Tensor) else None
-        ctx.number = temperature if learned is None else None
-        unit, length, *known = known
-        ctx.save_for_backward(query, learned, unit, length, *known[1::2])
+    def forward(
+        ctx: Any, query: Tensor, temperature: Any, by_query: Tensor,
+        by_temperature: Tensor | None, *losses: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        learned = None if by_temperature is None else temperature
+        ctx.save_for_backward(query, learned, by_query, by_temperature)
         ctx.set_materialize_grads(False)
-        return tuple(known[::2])
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        query, learned, unit, length, *slopes = ctx.saved_tensors
-        nothing = (None,) * (2 + 2 * len(grads))
-        parts = [
-            grad[..., None] * slope
-            for grad, slope in zip(grads, slopes, strict=True)
-            if grad is not None
-        ]
-        if not parts:
-            return None, None, *nothing
-        slope = sum(parts[1:], parts[0])  # by the scaled query
-        temperature = ctx.number if learned is None else learned.detach()
-        along = (unit * slope).sum(1, keepdim=True)
-        across = torch.addcmul(slope, unit, along, value=-1)
-        by_query = across.div_(length * temperature).to(query.dtype)
-        by_temperature = None
-        if learned is not None:
-            by_temperature = along.sum().neg_().div_(temperature * temperature)
+        query, temperature, by_query, by_temperature = ctx.saved_tensors
+        wanted = [(i, grad) for i, grad in enumerate(grads) if grad is not None]
+        gradients = [None, None]
+        if wanted:
+            parts = [grad[..., None] * by_query[:, i] for i, grad in wanted]
+            gradients[0] = sum(parts[1:], parts[0])
+        if wanted and by_temperature is not None:
+            parts = [(grad * by_temperature[:, i]).sum() for i, grad in wanted]
+            gradients[1] = sum(parts[1:], parts[0])
         if torch.is_grad_enabled():
-            by_query = once(by_query, query)
-            by_temperature = by_temperature if learned is None else once(by_temperature, learned)
-        return by_query, by_temperature, *nothing
-
-
-def known(queries: Queries, *terms: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Give losses, of which each comes with its derivative (B, D), their gradients."""
-    if not queries.slopes:
-        return tuple(loss for loss, _ in terms)
-    given, unit, length, temperature, _ = queries
-    parts = (part for term in terms for part in term)
-    return _Known.apply(given, temperature, unit, length, *parts)  # type: ignore[no-untyped-call,no-any-return]
+            of = (query, temperature)
+            gradients = [g if g is None else once(g, x) for g, x in zip(gradients, of, strict=True)]
+        return *gradients, *(None,) * (2 + len(grads))

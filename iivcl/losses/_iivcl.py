@@ -24,8 +24,10 @@ from iivcl._checks import (
 )
 from iivcl._engine import ChunkSize
 from iivcl._precision import without_autocast
-from iivcl.losses._forms import FORMS, Form, log_add_exp, row_losses
+from iivcl.losses._forms import FORMS, Form, row_losses
+from iivcl.losses._fused import Columns, Queries, is_fused
 from iivcl.queues import MoCoQueue, Neighbors, NNSupportQueue
+from iivcl.queues._placement import Placement, without
 
 __all__ = ["IIVCLLoss", "IIVCLOutput"]
 
@@ -149,18 +151,28 @@ class IIVCLLoss(nn.Module):
         check_inputs(query, key, queue, ids)
         if inter is not None:
             check_inputs(*inter, ids)
-        heads = [_Head.of(query, key, queue, ids)]
+        heads = [self._head(query, key, queue, ids)]
         if inter is not None:
-            heads.append(_Head.of(*inter, ids))
+            heads.append(self._head(*inter, ids))
         if neighbors is None:
             found = positives = self._look_up(heads[-1], ids)
         else:
             found, positives = neighbors, check_neighbors(neighbors, heads[-1])
-        intra, inter_loss = self._terms(heads[-1], ids, positives)
+        loss, intra, inter_loss = self._terms(heads[-1], ids, positives)
         if inter is not None:
-            intra, _ = self._terms(heads[0], ids, _no_neighbors(query))
-        loss = torch.add(intra, inter_loss, alpha=self.inter_weight)
+            _, intra, _ = self._terms(heads[0], ids, _no_neighbors(query))
+            loss = torch.add(intra, inter_loss, alpha=self.inter_weight)
         return IIVCLOutput(loss, intra, inter_loss, found)
+
+    def _head(self, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> _Head:
+        keys, candidates = as_several(query, key, "key"), queue.candidates(ids)
+        with without_autocast(query):
+            is_whole = keys.shape[1] > 0 and queue.placement.row_ranks == 1
+            if is_whole and is_fused(query, self.chunk_size):
+                queries, keys = Queries.beside(query, keys, self.temperature)
+                return _Head(queries, keys, queue, candidates)
+            query, keys = normalize_alike(query, keys.detach())
+        return _Head(query, keys, queue, candidates)
 
     def _look_up(self, head: _Head, ids: Tensor | None) -> Neighbors:
         keys, queue = head.keys, head.queue
@@ -183,33 +195,66 @@ class IIVCLLoss(nn.Module):
         old = queue.candidates(ids, min_age=self.min_age) if self.min_age else head.candidates
         return queue._nearest(unit.float(), self.num_neighbors, old)
 
-    def _terms(self, head: _Head, ids: Tensor | None, found: Neighbors) -> tuple[Tensor, Tensor]:
-        """Compute the intra and the inter term of one head; found neighbours may be none."""
+    def _terms(
+        self, head: _Head, ids: Tensor | None, found: Neighbors
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute loss, intra and inter term of one head; found neighbours may be none."""
         query, keys, queue, candidates = head
-        placement = queue.placement
-        with without_autocast(query):
+        placement, clips = queue.placement, keys.shape[1]
+        others = [placement.others_of_batch(keys, ids)] if self.batch_negatives else []
+        with without_autocast(keys):
+            if isinstance(query, Queries):
+                return self._fused_terms(query, keys, placement, candidates, others, found)
             scaled = query / self.temperature
             # One pass over the queue serves both terms: the log-sum-exp of the rows that are no
             # neighbours, to which the intra term adds the neighbours.
             rest, neighbor_logits, is_neighbor = placement.log_sum_exp(
                 scaled, candidates, found.indices, found.valid, self.chunk_size
             )
-            if self.batch_negatives:
-                others = placement.others_of_batch(keys, ids)
-                rest = log_add_exp(rest, others.log_sum_exp(scaled, chunk_size=self.chunk_size))
+            levels = [part.log_sum_exp(scaled, chunk_size=self.chunk_size) for part in others]
             clip_logits = torch.einsum("bd,bpd->bp", scaled, keys)
             # Both terms at once, (B, 2, P + k + 1): the positives of the first are the clips, which
             # are absent from the second, whose positives are the neighbours.
-            shared = neighbor_logits, rest[:, None]
+            shared = neighbor_logits, torch.stack([rest, *levels], 1)
             absent = torch.full_like(clip_logits, NO_LOGIT)
             logits = torch.cat([clip_logits, *shared, absent, *shared], 1)
             logits = logits.view(len(logits), 2, -1)
             positive = torch.zeros_like(logits, dtype=torch.bool)
-            positive[:, 0, : keys.shape[1]] = True
-            positive[:, 1, keys.shape[1] : -1] = is_neighbor
-            losses = row_losses(self.form, logits, positive)
-            intra, inter = placement.mean(losses, positive.any(2)).unbind()
-            return intra, inter
+            positive[:, 0, :clips] = True
+            positive[:, 1, clips : clips + is_neighbor.shape[1]] = is_neighbor
+            intra, inter = row_losses(self.form, logits, positive).sum(0).unbind()
+            every, some = placement.counts(len(keys), is_neighbor.any(1))
+            intra, inter = intra / every, inter / some
+            return torch.add(intra, inter, alpha=self.inter_weight), intra, inter
+
+    def _fused_terms(
+        self,
+        queries: Queries,
+        keys: Tensor,
+        placement: Placement,
+        candidates: Candidates,
+        others: list[Candidates],
+        found: Neighbors,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the same with derivatives of its own."""
+        (clips, k), absent = (keys.shape[1], found.indices.shape[1]), ~found.valid
+        rest = without(candidates, found.indices, absent)
+        nearest = torch.embedding(candidates.keys, found.indices).to(keys.dtype)  # (B, k, D)
+        keys = torch.cat([keys, nearest], 1)
+        columns = Columns.of(queries, keys, [rest, *others], self.chunk_size, absent=absent)
+        found_each = found.valid.sum(1, keepdim=True)
+        has_any = found_each > 0
+        every, some = placement.counts(len(keys), has_any)
+        row = has_any.to(keys.dtype) / some
+        own = found.valid * (row / found_each.clamp_(min=1))
+        intra, by_intra = columns.row_losses(self.form, clips, 1 / (every * clips), 1 / every)
+        inter, by_inter = columns.after(clips).row_losses(self.form, k, own, row)
+        intra, inter = intra.sum(), inter.sum()
+        loss = torch.add(intra, inter, alpha=self.inter_weight)
+        by_loss = torch.add(by_intra, by_inter, alpha=self.inter_weight)
+        losses, slopes = [loss, intra, inter], [by_loss, by_intra, by_inter]
+        loss, intra, inter = queries.differentiable(losses, slopes)
+        return loss, intra, inter
 
     def extra_repr(self) -> str:
         """Describe the options in the repr."""
@@ -220,16 +265,10 @@ class IIVCLLoss(nn.Module):
 class _Head(NamedTuple):
     """What a head gives, of unit length in the widest dtype, and what it is compared with."""
 
-    query: Tensor  # (B, D)
+    query: Tensor | Queries  # (B, D)
     keys: Tensor  # (B, P, D)
     queue: MoCoQueue
     candidates: Candidates
-
-    @classmethod
-    def of(cls, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> _Head:
-        with without_autocast(query):
-            query, keys = normalize_alike(query, as_several(query, key, "key").detach())
-        return cls(query, keys, queue, queue.candidates(ids))
 
 
 def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> None:
@@ -243,20 +282,18 @@ def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | Non
 
 def check_neighbors(found: Neighbors, head: _Head) -> Neighbors:
     """Check neighbours of another lookup: rows that count, each once however often it is named."""
-    query, queue = head.query, head.queue
-    batch = query.shape[0], "query"
+    batch = head.keys.shape[0], "query"
     check_shape("neighbors.indices", found.indices, "B k", B=batch)
     check_mask(
         "neighbors.valid", found.valid, "B k", B=batch, k=(found.indices.shape[1], "indices")
     )
     if found.indices.dtype != torch.int64:
         raise TypeError(f"`neighbors.indices` must be int64; got {found.indices.dtype}")
-    check_same_device("neighbors.indices", found.indices, "query", query)
-    rows = found.indices.where(found.valid, -1)
+    check_same_device("neighbors.indices", found.indices, "query", head.keys)
+    rows = found.indices.masked_fill(~found.valid, -1)
     again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)
-    valid = found.valid & ~again
-    rows, valid = queue.placement.counting(head.candidates, found.indices, valid)
-    return Neighbors(found.similarity, rows, valid)
+    rows, valid = head.queue.placement.counting(head.candidates, rows)
+    return Neighbors(found.similarity, rows, valid & ~again)
 
 
 def _no_neighbors(query: Tensor) -> Neighbors:

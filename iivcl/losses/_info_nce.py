@@ -26,7 +26,7 @@ from iivcl.losses._forms import (
     row_losses,
     streamed_row_losses,
 )
-from iivcl.losses._fused import Columns, Queries, is_fused, known
+from iivcl.losses._fused import Columns, Queries, is_fused
 
 __all__ = ["InfoNCELoss", "info_nce", "multi_positive_info_nce"]
 
@@ -146,7 +146,8 @@ def info_nce(
         temperature: Above 0.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk_size: As for `multi_positive_info_nce`.
+        chunk_size: Rows of ``negatives`` per step, by default many; ``"dense"`` for the form that
+            can be differentiated twice.
 
     Returns:
         The loss, () or (B,) for ``"none"``.
@@ -176,12 +177,13 @@ def info_nce(
     candidates = Candidates(negatives.detach(), pairs=allowed)
     batch, clips = max(query.shape[0], 1), positives.shape[1]
     with without_autocast(query):
-        if is_fused(query, chunk_size):
-            queries, keys = Queries.beside(query, positives, temperature, at_least=negatives.dtype)
+        if clips and is_fused(query, chunk_size):
+            queries, keys = Queries.beside(query, positives, temperature, negatives.dtype)
             columns = Columns.of(queries, keys, [candidates], chunk_size)
-            losses, slopes = columns.row_losses(form, keys.new_full((1, clips), 1 / max(clips, 1)))
-            slopes = slopes / batch if reduction == "mean" else slopes
-            return known(queries, (reduce_rows(losses, batch, reduction), slopes))[0]
+            row = 1 / batch if reduction == "mean" else 1.0
+            losses, slopes = columns.row_losses(form, clips, row / clips, row)
+            loss = losses if reduction == "none" else losses.sum()
+            return queries.differentiable([loss], [slopes])[0]
         query, positives = normalize_alike(query, positives.detach(), at_least=negatives.dtype)
         scaled = query / temperature
         negative_lse = candidates.log_sum_exp(scaled, chunk_size=chunk_size)
@@ -199,7 +201,7 @@ class InfoNCELoss(nn.Module):
         temperature: Above 0; an `nn.Parameter` of shape () is learned and moves with the module.
         form: ``"per_positive"``, ``"out"`` or ``"in"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        chunk_size: As for `multi_positive_info_nce`.
+        chunk_size: As for `info_nce`.
 
     Example:
         >>> import torch

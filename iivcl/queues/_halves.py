@@ -37,18 +37,25 @@ def halves_of_queries(query: Tensor) -> Tensor:
     """Split queries (B, D) of any length into (B, 3 D + 8); their length does not rank keys."""
     query = unit_rows(query) * 2**14
     high = query.half()
-    return torch.cat([high, -high, (query - high).half(), high.new_ones(len(high), _BIAS)], 1)
+    return torch.cat([high, (query - high).half(), -high, high.new_ones(len(high), _BIAS)], 1)
 
 
-def halves_of_keys(keys: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Split keys (c, D) times ``scale``, with a bias (c, 1) of 0 or -inf, into (c, 3 D + 8)."""
+def halves_of_keys(
+    keys: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """Split keys (c, D) times ``scale``, with a bias (c, 1) of 0 or -inf, into (c, 3 D + 8).
+
+    Those of an earlier call with as much bias may be written over, ``out``.
+    """
     rows, dim = keys.shape
-    parts = keys.new_empty(rows, 3 * dim + _BIAS, dtype=torch.float16)
-    high, rest, again, biases = torch.split(parts, [dim, dim, dim, _BIAS], 1)
-    torch.mul(keys, scale, out=high)
-    torch.addcmul(high, keys, scale, value=-1, out=rest)  # what was left, with the other sign
-    again.copy_(high)
-    biases.copy_(bias) if bias is not None else biases.zero_()
+    parts = keys.new_empty(rows, 3 * dim + _BIAS, dtype=torch.float16) if out is None else out
+    twice, rest, biases = torch.split(parts, [2 * dim, dim, _BIAS], 1)
+    torch.mul(keys[:, None].expand(-1, 2, -1), scale, out=twice.view(rows, 2, dim))
+    torch.addcmul(twice[:, :dim], keys, scale, value=-1, out=rest)  # with the other sign
+    if bias is not None:
+        biases.copy_(bias)
+    elif out is None:
+        biases.zero_()
     return parts
 
 

@@ -100,11 +100,12 @@ class Placement(NamedTuple):
         counted = counts.sum(0) > 0
         return rest.logsumexp(0), logits.sum(0).masked_fill(~counted, NO_LOGIT), counted
 
-    def counting(
-        self, candidates: Candidates, rows: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Give ``rows`` (B, k) of another lookup, and which count, as far as this rank can tell."""
-        return (rows, valid) if self.row_ranks > 1 else _counting(candidates, rows.where(valid, -1))
+    def counting(self, candidates: Candidates, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Give ``rows`` (B, k) of another lookup, -1 for none, and which count.
+
+        With shards, as far as this rank can tell.
+        """
+        return (rows, rows >= 0) if self.row_ranks > 1 else _counting(candidates, rows)
 
     def others_of_batch(self, keys: Tensor, ids: Tensor | None) -> Candidates:
         """Take the keys (B, P, D) of the other videos of the batch as candidates, for each query.
@@ -125,16 +126,18 @@ class Placement(NamedTuple):
         key_ids = key_ids.repeat_interleave(clips)
         return Candidates(keys, ids=key_ids, query_ids=ids, normalized=True)
 
-    def mean(self, losses: Tensor, counted: Tensor) -> Tensor:
-        """Average the losses (B, n) of the rows that are ``counted`` (B, n), and 0 elsewhere.
+    def counts(self, batch: int, counted: Tensor) -> tuple[Tensor | int, Tensor]:
+        """Give what sums over this rank's rows are divided by for means over those of all ranks.
 
-        The rows of all ranks count alike, though ranks may have different numbers of them.
+        The first is for sums over all ``batch`` rows, the second over those ``counted`` (B,).
         """
-        count = counted.sum(0)
-        if self.batch_ranks > 1:
-            dist.all_reduce(count)
-            losses = losses * self.batch_ranks
-        return losses.sum(0) / count.clamp(min=1)
+        own = counted.sum()
+        if self.batch_ranks == 1:
+            return max(batch, 1), own.clamp_(min=1)
+        both = torch.stack([own.new_full((), batch), own])
+        dist.all_reduce(both)
+        every, some = (both.clamp_(min=1).double() / self.batch_ranks).unbind()
+        return every, some
 
     def assert_synced(self, checksum: Tensor) -> None:
         """Raise when ranks that should hold the same rows have another ``checksum`` than rank 0."""
@@ -151,9 +154,8 @@ class Placement(NamedTuple):
 
 def _counting(candidates: Candidates, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Give ``rows`` (B, k), 0 for those that are none or do not count, and which count."""
-    inside = (rows >= 0) & (rows < len(candidates.keys))
-    rows = rows.where(inside, 0)
-    return rows, inside & candidates.allowed(rows)
+    inside = rows.clamp(0, len(candidates.keys) - 1)
+    return inside, candidates.allowed(inside).logical_and_(inside == rows)
 
 
 def _split(
@@ -163,11 +165,16 @@ def _split(
     absent = ~counted
     bias, keys = (absent * NO_LOGIT).to(query.dtype), candidates.keys[rows].to(query.dtype)
     logits = torch.baddbmm(bias[:, :, None], keys, query[:, :, None]).squeeze(2)
-    without = rows.masked_fill(absent, -1) if rows.shape[1] else None
-    # torch 2.4 cannot compile `_replace`.
-    rest = Candidates(*candidates[:5], without=without, normalized=candidates.normalized)
+    rest = without(candidates, rows, absent)
     size = chunk_size or streaming_chunk_size(query)
     return rest.log_sum_exp(query, chunk_size=size), logits
+
+
+def without(candidates: Candidates, rows: Tensor, absent: Tensor) -> Candidates:
+    """Leave out the ``rows`` (B, k) that are not ``absent``."""
+    named = rows.masked_fill(absent, -1) if rows.shape[1] else None
+    # torch 2.4 cannot compile `_replace`.
+    return Candidates(*candidates[:5], without=named, normalized=candidates.normalized)
 
 
 class _Ranks:

@@ -16,7 +16,7 @@ _CPU_CHUNK_ROWS = 65_536
 
 _GPU_BLOCKS = 64, 128, 256  # the least whose maxima take no more than ...
 _MAXIMA_BYTES = 2**25
-_GPU_TILE_BYTES = 76 * 2**20  # similarities, and halves of the rows, that are held at once
+_GPU_TILE_BYTES = 72 * 2**20  # similarities, and halves of the rows, that are held at once
 _GPU_GATHERED_BYTES = 48 * 2**20
 _FEW_SIMILARITIES = 2**22  # that topk goes through in the time of launching the rest
 _HALVES_PAY = 768, 2**24  # queries, and similarities, from which on the halves are worth making

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from iivcl import _engine
 from iivcl._candidates import Candidates
 
 
 def inner_products(query: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     """Multiply each query (B, D) with its own ``rows`` (B, R) of the bank, to (B, R)."""
     gathered = bank.index_select(0, rows.flatten()).float().view(*rows.shape, bank.shape[1])
+    if not _engine.on_cpu(query):
+        return torch.bmm(gathered, query[:, :, None])[:, :, 0]  # reads what was gathered once
     return gathered.mul_(query[:, None]).sum(2)
 
 

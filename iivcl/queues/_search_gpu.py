@@ -22,6 +22,7 @@ class GPUSearch:
     def __init__(self, query: Tensor, candidates: Candidates, k: int, *, in_halves: bool) -> None:
         self.query, self.candidates, self.k = query, candidates, k
         self.excluding, self.bias, self.parts = candidates, None, None
+        self.halves = query.new_empty(0, 0, dtype=torch.float16)  # of the tile before
         if in_halves:
             rows, scale = candidates.rows, query.new_full((), 2.0**14)
             if not candidates.normalized:
@@ -101,7 +102,9 @@ class GPUSearch:
         if in_halves and self.parts is not None:
             queries, scale = self.parts
             bias = None if self.bias is None else self.bias[span]
-            half_product(queries, halves_of_keys(rows, scale, bias), out)
+            old = self.halves[: len(rows)] if len(self.halves) >= len(rows) else None
+            self.halves = halves_of_keys(rows, scale, bias, old)
+            half_product(queries, self.halves, out)
             excluding = self.excluding
         else:
             torch.mm(self.query, rows.T, out=out)
