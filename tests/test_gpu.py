@@ -158,6 +158,7 @@ def test_a_cuda_graph_replays_lookup_loss_and_enqueue() -> None:
     compare_steps(step, replay, Step(state))
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning:torch._inductor")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_the_step_compiles_into_one_graph(mode: str) -> None:
     state = filled_state()
