@@ -36,6 +36,7 @@ from iivcl._checks import (
     unit_rows,
 )
 from iivcl._engine import ChunkSize, choose_chunk_size
+from iivcl._first_order import FIRST_ORDER, once
 from iivcl._precision import without_autocast
 
 # Stands for the logit of a key that does not count. Finite, so that a query for which no key counts
@@ -107,7 +108,7 @@ class Candidates(NamedTuple):
                 ]
                 return torch.stack(parts).logsumexp(0)
             if forward_ad.unpack_dual(query).tangent is not None:  # type: ignore[no-untyped-call]
-                raise NotImplementedError(_FIRST_ORDER)
+                raise NotImplementedError(FIRST_ORDER)
             slopes = torch.is_grad_enabled() and query.requires_grad
             operator = _Streamed.apply
             if torch.compiler.is_compiling() and (size < len(self.keys) or _engine.on_cpu(query)):
@@ -200,11 +201,6 @@ def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 # --- the operator: one opaque node in a compiled graph, however many chunks there are ------------
 
-_FIRST_ORDER = (
-    "the streaming form of the loss has a first derivative only, in reverse mode; "
-    'pass chunk_size="dense" for others'
-)
-
 
 def stream(
     query: Tensor, chunk_size: int, slopes: bool, bounded: bool, keys: Tensor, *which: Any
@@ -266,28 +262,6 @@ _log_sum_exp = torch.library.custom_op(
 @_log_sum_exp.register_fake
 def _(query: Tensor, chunk_size: int, slopes: bool, *_: object) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape[:1]), query.new_empty(query.shape if slopes else (0, 0))
-
-
-class _Once(torch.autograd.Function):
-    """The identity, as long as nobody differentiates it."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, query: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        raise NotImplementedError(_FIRST_ORDER)
-
-
-def once(gradient: Tensor, of: Tensor) -> Tensor:
-    """Refuse that a gradient by ``of`` is differentiated again."""
-    return _Once.apply(gradient, of)  # type: ignore[no-any-return]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from iivcl._candidates import NO_LOGIT, Candidates, once, stream
+from iivcl._candidates import NO_LOGIT, Candidates, stream
 from iivcl._checks import common_dtype, unit_and_length
 from iivcl._engine import ChunkSize, streaming_chunk_size
+from iivcl._first_order import once
 from iivcl.losses._forms import Form
 
 # Exponentials of logits up to this size, and sums of 1e10 of them, are far from both ends of

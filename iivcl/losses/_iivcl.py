@@ -148,12 +148,10 @@ class IIVCLLoss(nn.Module):
             ValueError: A shape or device does not fit, or ids are missing.
             TypeError: An input is not floating-point, or the inter queue has no lookup.
         """
-        check_inputs(query, key, queue, ids)
-        if inter is not None:
-            check_inputs(*inter, ids)
-        heads = [self._head(query, key, queue, ids)]
-        if inter is not None:
-            heads.append(self._head(*inter, ids))
+        given = [(query, key, queue)] if inter is None else [(query, key, queue), inter]
+        for each in given:
+            check_inputs(*each, ids)
+        heads = [self._head(*each, ids) for each in given]
         if neighbors is None:
             found = positives = self._look_up(heads[-1], ids)
         else:
@@ -254,9 +252,8 @@ class IIVCLLoss(nn.Module):
         intra, inter = intra.sum(), inter.sum()
         loss = torch.add(intra, inter, alpha=self.inter_weight)
         by_loss = torch.add(by_intra, by_inter, alpha=self.inter_weight)
-        losses, slopes = [loss, intra, inter], [by_loss, by_intra, by_inter]
-        loss, intra, inter = queries.differentiable(losses, slopes)
-        return loss, intra, inter
+        losses = queries.differentiable([loss, intra, inter], [by_loss, by_intra, by_inter])
+        return losses[0], losses[1], losses[2]
 
     def extra_repr(self) -> str:
         """Describe the options in the repr."""
