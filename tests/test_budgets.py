@@ -62,7 +62,7 @@ def operations() -> dict[str, Callable[[], object]]:
 BUDGETS = {
     "exact_topk": 8,
     "exact_topk of few": 2,  # the product and topk
-    "nearest, ids": 24,
+    "nearest, ids": 20,
     "one positive, forward and backward": 35,
     "loss with neighbours, forward and backward": 83,  # dense torch takes 67, each with autograd's
     "loss with lookup, forward and backward": 86,
