@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 GRAY, BLUE = "#888", "#2f6fd8"  # readable on white and on black
 COLOURS = {
-    "intra": GRAY, "plain": BLUE, "gate": "#d9822b", "both-views": "#2a9d6f",
+    "intra": GRAY, "plain": BLUE, "agreed": "#d9822b", "videos": "#2a9d6f",
     "soft-own": "#a45bd0", "oracle": "#d64550",
 }  # fmt: skip
 MIXES = ("oracle-30", "oracle-50", "oracle-70", "oracle-85", "oracle")
@@ -63,11 +63,14 @@ def curves(sets: Sets, what: str, label: str) -> Figure:
     Where a method rejects rows, the purity of those it accepts is dashed.
     """
     figure, axes = panels(sets, 2.6)
+    drawn = {cell["method"] for cells in sets.values() for cell in cells}
     for axis, cells in zip(axes, sets.values(), strict=True):
         for method, colour in COLOURS.items():
+            if method not in drawn:
+                continue
             own = [c["curves"] for c in cells if c["method"] == method]
             axis.plot(*mean_curve(own, what), color=colour, label=method, linewidth=1.8)
-            if what == "nearest_purity" and method == "gate":
+            if what == "nearest_purity" and method == "agreed":
                 axis.plot(*mean_curve(own, "purity"), color=colour, linestyle=":", linewidth=1.8)
         axis.set_xlabel("step")
         axis.set_ylim(0, 1 if what == "nearest_purity" else None)
