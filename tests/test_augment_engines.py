@@ -14,13 +14,14 @@ from torch import Tensor
 from iivcl import augment
 from iivcl.augment import _engine, _lazy
 from iivcl.augment import _program as ops
-from iivcl.augment._batched import BATCHED, COMPILED
+from iivcl.augment._batched import BATCHED, COMPILED, COMPILED_APART
 from iivcl.augment._reference import run
 
 ENGINES: dict[str, Callable[[ops.Program, Tensor], Tensor]] = {
     "on the CPU": _lazy.run,
     "on a GPU": lambda program, video: run(program, video, BATCHED),
     "in a graph": lambda program, video: run(program, video, COMPILED),
+    "in a graph, channels apart": lambda program, video: run(program, video, COMPILED_APART),
 }
 CLIPS, HEIGHT, WIDTH = 3, 12, 13
 
@@ -205,6 +206,7 @@ def test_one_function_chooses(video: Tensor, monkeypatch: pytest.MonkeyPatch) ->
 
     def spy(program: ops.Program, clips: Tensor, engine: Any = None) -> Tensor:
         names = {id(None): "reference", id(BATCHED): "batched", id(COMPILED): "compiled"}
+        names[id(COMPILED_APART)] = "compiled, channels apart"
         chosen.append(names[id(engine)])
         return real(program, clips, engine)
 
@@ -219,3 +221,8 @@ def test_one_function_chooses(video: Tensor, monkeypatch: pytest.MonkeyPatch) ->
     _engine.execute(program, video[:0])
     _engine.execute(program, video.to("meta"))
     assert chosen == ["reference", "reference", "reference", "batched"]
+    chosen.clear()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    _engine.execute(program, video)
+    _engine.execute((*program, ops.Layout(torch.channels_last_3d)), video)
+    assert chosen == ["compiled", "compiled, channels apart"]

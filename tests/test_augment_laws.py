@@ -32,7 +32,7 @@ from iivcl.augment import (
     Transform,
     _lazy,
 )
-from iivcl.augment._batched import BATCHED, COMPILED
+from iivcl.augment._batched import BATCHED, COMPILED, COMPILED_APART
 from iivcl.augment._program import Program
 from iivcl.augment._reference import run
 from iivcl.augment._transform import program_of
@@ -65,6 +65,7 @@ ENGINES: dict[str, Callable[[Program, Tensor], Tensor]] = {
     "on the CPU": _lazy.run,
     "on a GPU": lambda program, video: run(program, video, BATCHED),
     "in a graph": lambda program, video: run(program, video, COMPILED),
+    "in a graph, channels apart": lambda program, video: run(program, video, COMPILED_APART),
 }
 DTYPES = pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=["uint8", "float32"])
 
@@ -411,10 +412,10 @@ def test_colours_and_blur_are_four_passes_to_any_dtype_and_layout(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
-def test_a_compiled_preset_is_at_most_nine_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_preset_is_at_most_ten_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(2, 3, 8, 128, 170)
     kernels = scheduled_kernels(augment.rho_moco(112), video, monkeypatch)
-    assert 0 < len(kernels) <= 9, kernels
+    assert 0 < len(kernels) <= 10, kernels
 
 
 @DTYPES

@@ -7,7 +7,8 @@ numbers that change nothing, and the blur in a graph, where it is a sum of shift
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from iivcl.augment._constants import per_channel
 from iivcl.augment._reference import REFERENCE, Engine, by_channel, joined, resample, run, to_float
 from iivcl.augment._separable import gaussian_taps, reflected, wide
 
-__all__ = ["BATCHED", "COMPILED"]
+__all__ = ["BATCHED", "COMPILED", "COMPILED_APART"]
 
 _NO_BLUR = 1e-6  # pixels
 
@@ -53,13 +54,13 @@ def _where(parts: Parts, op: ops.Where, engine: Engine) -> Parts:
         sigma = torch.where(op.where, own.sigma, _NO_BLUR)
         return engine[ops.Blur](parts, ops.Blur(sigma, own.kernel_size), engine)
     if _can_jitter(own, parts):
-        return jitter(parts, own, op.where, compiled=engine is COMPILED)
+        return jitter(parts, own, op.where, compiled=engine is not BATCHED)
     return REFERENCE[ops.Where](parts, op, engine)
 
 
 def _in_order(parts: Parts, op: ops.InOrder, engine: Engine) -> Parts:
     if _can_jitter(op, parts):
-        return jitter(parts, op, None, compiled=engine is COMPILED)
+        return jitter(parts, op, None, compiled=engine is not BATCHED)
     return REFERENCE[ops.InOrder](parts, op, engine)
 
 
@@ -76,24 +77,38 @@ def _normalize(video: Tensor, op: ops.Normalize) -> Tensor:
     return torch.addcmul(offset, values, scale).to(op.dtype or video.dtype)
 
 
-def _blur_by_taps(video: Tensor, op: ops.Blur) -> Tensor:
+def _blur_by_taps(parts: Parts, op: ops.Blur, engine: Engine) -> Parts:
     """Blur by a sum of shifted videos, of which a compiler makes one pass for each direction."""
-    check_reach(op.kernel_size, *video.shape[-2:])
-    sigma = op.sigma.to(wide(video))
+    check_reach(op.kernel_size, *parts[0].shape[-2:])
+    sigma = op.sigma.to(wide(parts[0]))
     taps = gaussian_taps(sigma, op.kernel_size).view(-1, op.kernel_size, 1, 1, 1, 1).unbind(1)
-    value = video.to(sigma.dtype)
+    values = [part.to(sigma.dtype) for part in parts]
     for axis in (4, 3):
-        source = reflected(video.shape[axis], op.kernel_size // 2, sigma.device).unbind(1)
-        total = taps[0] * value.index_select(axis, source[0])
-        for tap, pixels in zip(taps[1:], source[1:], strict=True):
-            total = total + tap * value.index_select(axis, pixels)
-        value = total
-    return (value if video.is_floating_point() else value.round()).to(video.dtype)
+        source = reflected(parts[0].shape[axis], op.kernel_size // 2, sigma.device).unbind(1)
+        sum_of_taps = partial(_sum_of_taps, taps=taps, axis=axis, source=source)
+        values = list(map(sum_of_taps, values))  # torch 2.4 cannot compile it as a comprehension
+    if not parts[0].is_floating_point():
+        values = [value.round() for value in values]
+    return [value.to(parts[0].dtype) for value in values]
 
 
-def _joined_in_graph(execute: Callable[[Tensor, Any], Tensor]) -> Callable[..., Parts]:
-    """What ``joined`` is, by a plain ``cat``: the pass before it then writes the whole video."""
-    return lambda parts, op, engine: [execute(torch.cat(tuple(parts), dim=1), op)]
+def _sum_of_taps(
+    value: Tensor, taps: Sequence[Tensor], axis: int, source: Sequence[Tensor]
+) -> Tensor:
+    total = taps[0] * value.index_select(axis, source[0])
+    for tap, pixels in zip(taps[1:], source[1:], strict=True):
+        total = total + tap * value.index_select(axis, pixels)
+    return total
+
+
+def _whole(execute: Callable[..., Parts]) -> Callable[..., Parts]:
+    """Join the channels by a plain ``cat``: the pass before it then writes the whole video."""
+    return lambda parts, op, engine: execute([torch.cat(tuple(parts), dim=1)], op, engine)
+
+
+def _apart(execute: Callable[..., Parts]) -> Callable[..., Parts]:
+    """Keep the channels apart: the last pass then writes them in another order."""
+    return lambda parts, op, engine: execute(planes_of(parts), op, engine)
 
 
 BATCHED: Engine = {
@@ -107,6 +122,12 @@ BATCHED: Engine = {
 COMPILED: Engine = {
     **BATCHED,
     ops.ToFloat: by_channel(_to_float_in_graph),
-    ops.Normalize: _joined_in_graph(_normalize),
-    ops.Blur: _joined_in_graph(_blur_by_taps),
+    ops.Normalize: _whole(by_channel(_normalize)),
+    ops.Blur: _whole(_blur_by_taps),
+}
+# For a result whose channels lie last in memory.
+COMPILED_APART: Engine = {
+    **COMPILED,
+    ops.Normalize: REFERENCE[ops.Normalize],
+    ops.Blur: _apart(_blur_by_taps),
 }

@@ -13,7 +13,7 @@ from iivcl.augment import _lazy
 from iivcl.augment import _program as ops
 from iivcl.augment import _reference as reference
 from iivcl.augment._arguments import check_video
-from iivcl.augment._batched import BATCHED, COMPILED
+from iivcl.augment._batched import BATCHED, COMPILED, COMPILED_APART
 
 __all__ = ["execute"]
 
@@ -38,7 +38,8 @@ def execute(program: ops.Program, video: Tensor) -> Tensor:
     host = video.device.type == "cpu"  # which must wait for what comes to it
     program = ops.map_tensors(lambda value: value.to(video.device, non_blocking=not host), program)
     if torch.compiler.is_compiling():
-        return reference.run(program, video, COMPILED)
+        last = any(getattr(op, "memory_format", None) == torch.channels_last_3d for op in program)
+        return reference.run(program, video, COMPILED_APART if last else COMPILED)
     if _wants_derivatives([video, *ops.tensors_of(program)]) or len(video) == 0:
         return reference.run(program, video)
     return _lazy.run(program, video) if host else reference.run(program, video, BATCHED)
