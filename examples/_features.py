@@ -170,7 +170,11 @@ def features_of(
     if world_size() > 1:
         dist.broadcast_object_list(agreed)
     missing = agreed[0]
-    found = {n: torch.load(cache[n]) for n in encoders if n not in missing and rank() == 0}
+    found = {
+        n: torch.load(cache[n], weights_only=True)
+        for n in encoders
+        if n not in missing and rank() == 0
+    }
     if missing:
         found |= read_means({name: encoders[name] for name in missing}, videos, args, device)
     for name in missing:

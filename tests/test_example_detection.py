@@ -172,7 +172,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     for name in ("log.jsonl", "detections.csv"):
         texts = [(tmp_path / run / name).read_text() for run in ("whole", "parts")]
         assert texts[0] == texts[1]
-    states = [torch.load(tmp_path / run / "last.pt") for run in ("whole", "parts")]
+    states = [
+        torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "parts")
+    ]
     assert all(torch.equal(t, states[1]["model"][name]) for name, t in states[0]["model"].items())
     # A run that is over is tested no more, and a damaged one is named.
     assert finetune(scenes, tmp_path / "parts", "--resume=auto") == whole
@@ -212,7 +214,7 @@ def test_it_begins_with_the_weights_of_a_checkpoint_and_ends_with_what_others_re
     report = json.loads((tmp_path / "run" / "result.json").read_text())
     assert report["encoder"]["backbone"] == "tiny_encoder:with_map"
     assert report["protocol"]["clip"]["frames"] == 8
-    best = torch.load(tmp_path / "run" / "best.pt")
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     for name, value in weights.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(best["model"][f"encoder.{name}"], value)

@@ -80,7 +80,7 @@ def result_of(out: Path, *arguments: object, cache: object = "") -> Report:
 
 def reference_features(encoder: Path, manifest: Manifest, clips: int) -> torch.Tensor:
     model = tiny_encoder.with_norm().eval()
-    model.load_state_dict(torch.load(encoder)["model"])
+    model.load_state_dict(torch.load(encoder, weights_only=True)["model"])
     recipe = ClipRecipe(num_frames=4, stride=1, clips_per_video=clips, sampling="uniform")
     rows = []
     for path in manifest.paths:
@@ -136,7 +136,9 @@ def test_a_result_alone_gives_every_number_again(
 ) -> None:
     other = write_encoder(tmp_path / "other.pt", 2)
     first = tmp_path / "first.json"
-    weights = torch.load(other)["model"]  # as others save them, beside a momentum encoder
+    weights = torch.load(other, weights_only=True)[
+        "model"
+    ]  # as others save them, beside a momentum encoder
     states = {f"encoder_{part}.{name}": w + (part == "k") for part in "qk"
               for name, w in weights.items()}  # fmt: skip
     torch.save({"epoch": 7, "state_dict": states}, tmp_path / "foreign.pt")
@@ -223,7 +225,7 @@ def test_the_linear_protocol_is_that_of_a_loop(
     manifest = read_manifest(source)
     train, test = manifest.split("train"), manifest.split("test")
     model = tiny_encoder.with_norm().eval()
-    model.load_state_dict(torch.load(encoder)["model"])
+    model.load_state_dict(torch.load(encoder, weights_only=True)["model"])
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 3)
     torch.nn.init.normal_(head.weight, std=0.01)
@@ -367,7 +369,7 @@ def test_what_pretraining_says_on_its_way_is_what_is_measured(videos: Path, tmp_
 def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     videos: Path, encoder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    saved = torch.load(encoder)
+    saved = torch.load(encoder, weights_only=True)
     torch.save(saved["model"], tmp_path / "plain.pt")
     saved["model"]["1.1.weight"] *= 1e6  # features at which no step of such a rate is finite
     torch.save(saved, tmp_path / "loud.pt")

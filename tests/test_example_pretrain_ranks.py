@@ -372,5 +372,8 @@ def test_compiled_encoders_and_colours(videos: Path, tmp_path: Path) -> None:
     assert pretrain(videos, plain, "--epochs=1") == 0
     for mine, theirs in zip(log(tmp_path / "run"), log(plain), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-3)
-    weights = [torch.load(out / "encoder.pt")["model"] for out in (tmp_path / "run", plain)]
+    weights = [
+        torch.load(out / "encoder.pt", weights_only=True)["model"]
+        for out in (tmp_path / "run", plain)
+    ]
     assert list(weights[0]) == list(weights[1])

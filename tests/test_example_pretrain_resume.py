@@ -75,7 +75,9 @@ def test_a_run_that_is_told_to_stop_goes_on_bit_for_bit(
         assert pretrain(data, broken, *options, "--resume=auto", stop=steps) == 75
     assert pretrain(data, broken, *options, "--resume=auto") == 0
     assert_same_run(broken, tmp_path / "unbroken")
-    mine, theirs = (torch.load(out / "encoder.pt") for out in (broken, tmp_path / "unbroken"))
+    mine, theirs = (
+        torch.load(out / "encoder.pt", weights_only=True) for out in (broken, tmp_path / "unbroken")
+    )
     assert all(torch.equal(mine["model"][name], theirs["model"][name]) for name in mine["model"])
 
 
@@ -242,7 +244,10 @@ def test_a_run_begins_with_the_encoder_of_another(
 ) -> None:
     init = f"--init={finished / 'encoder.pt'}"
     assert pretrain(videos, tmp_path / "run", init, "--lr=0", "--epochs=1") == 0
-    mine, theirs = (torch.load(out / "encoder.pt")["model"] for out in (tmp_path / "run", finished))
+    mine, theirs = (
+        torch.load(out / "encoder.pt", weights_only=True)["model"]
+        for out in (tmp_path / "run", finished)
+    )
     weights = [name for name, value in mine.items() if torch.equal(value, theirs[name])]
     assert [name for name in mine if "running" not in name and "tracked" not in name] == weights
 
@@ -301,7 +306,9 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert pretrain(videos, tmp_path / "run", "--lr=1e38", "--save-every=1") == 1
     assert "is not finite" in capsys.readouterr().err
     for path in (tmp_path / "run").glob("checkpoints/*/encoder.pt"):
-        assert all(x.isfinite().all() for x in torch.load(path)["model"].values())
+        assert all(
+            x.isfinite().all() for x in torch.load(path, weights_only=True)["model"].values()
+        )
 
 
 def test_collapse_stops_the_run(
