@@ -79,8 +79,8 @@ class ClipRecipe:
                 f"exactly one of `stride` and `stride_seconds` must be given; "
                 f"got {self.stride} and {self.stride_seconds}"
             )
-        if isinstance(self.sampling, str):
-            check_choice("sampling", self.sampling, tuple(_SAMPLERS))
+        if not callable(self.sampling):
+            check_choice("sampling", self.sampling, ("random", "keyframes", "uniform"))
         check_choice("short", self.short, get_args(ShortPolicy))
         check_clip(self.num_frames, self.clips_per_video, **given)
         check_reading(self.short_side, self.pixels)
@@ -100,7 +100,6 @@ class ClipRecipe:
             DecodeError: ``stride_seconds`` is given, and the video does not tell its rate.
             ValueError: ``short="error"`` and a clip does not fit.
         """
-        draw = _SAMPLERS[self.sampling] if isinstance(self.sampling, str) else self.sampling
         clip: dict[str, Any] = {"num_frames": self.num_frames, "stride": self.stride}
         if self.stride_seconds is not None:
             clip["stride"] = self.stride_seconds * video.fps
@@ -110,7 +109,11 @@ class ClipRecipe:
                     "give `stride` in frames"
                 )
         n = video.num_frames
-        starts = draw(n, clips_per_video=self.clips_per_video, generator=generator, **clip)
+        if self.sampling == "uniform":
+            starts = uniform_clip_starts(n, clips_per_video=self.clips_per_video, **clip)
+        else:
+            draw = self.sampling if callable(self.sampling) else random_clip_starts
+            starts = draw(n, clips_per_video=self.clips_per_video, generator=generator, **clip)
         if in_time := self.stride_seconds is not None and not video.constant_rate:
             # They are those of a steady video of the same length: what is shown then here.
             starts = last_not_behind(video.times, starts / video.fps)
@@ -153,14 +156,3 @@ def check_recipe(recipe: ClipRecipe) -> ClipRecipe:
             f"`recipe` must be a ClipRecipe(num_frames=..., stride=...); got {recipe!r}"
         )
     return recipe
-
-
-def _uniform(video_frames: int, *, generator: torch.Generator | None, **clip: Any) -> Tensor:
-    return uniform_clip_starts(video_frames, **clip)
-
-
-_SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "random": random_clip_starts,
-    "keyframes": random_clip_starts,  # moved afterwards
-    "uniform": _uniform,
-}
