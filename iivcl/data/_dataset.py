@@ -17,10 +17,9 @@ from torch.utils.data import Dataset, default_collate
 from iivcl._checks import check_at_least
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._draws import Draws
-from iivcl.data._failures import Failure
 from iivcl.data._manifest import Manifest, as_manifest
 from iivcl.data._open_video import open_video
-from iivcl.data._readings import OnError, Readings, Shared, Skipped
+from iivcl.data._readings import Failure, OnError, Readings, Shared, Skipped
 from iivcl.data._recipe import ClipRecipe, check_recipe
 
 __all__ = ["VideoClips", "collate_clips"]

@@ -19,10 +19,9 @@ from iivcl import distributed
 from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError, StrPath
 from iivcl.data._draws import Draws
-from iivcl.data._failures import Failure
 from iivcl.data._open_video import open_video
 from iivcl.data._pictures import natural_key
-from iivcl.data._readings import OnError, Readings, Shared
+from iivcl.data._readings import Failure, OnError, Readings, Shared
 from iivcl.data._recipe import ClipRecipe, check_recipe
 from iivcl.data._shards import NameEnd, TarSample, list_samples
 
