@@ -62,11 +62,6 @@ class Clock:
     fps: float
     constant: bool = True
 
-    @classmethod
-    def unknown(cls, num_frames: int) -> Clock:
-        """Make the clock of frames without times."""
-        return cls(np.full(num_frames, np.nan), np.nan)
-
 
 @dataclass
 class FrameIndex:
@@ -104,14 +99,13 @@ class FrameIndex:
         last = self.end - self.pts[-1]
         mean = ticks[-1] / (count - 1) if count > 1 else float(last)  # from frame to frame
         ascending = (np.diff(ticks) > 0).all() and mean > 0
-        numbers, rates = np.arange(count), [declared_rate] if declared_rate else []
-        if ascending:
-            rates.append(1 / (mean * tick))
-        for rate in rates:
-            if not ascending or (np.abs(ticks - numbers / (rate * tick)) <= 1).all():
-                return Clock(numbers / rate, rate)
+        numbers = np.arange(count)
         if not ascending:
-            return Clock.unknown(count)
+            rate = declared_rate or np.nan
+            return Clock(numbers / rate, rate)
+        for rate in (declared_rate, 1 / (mean * tick)):
+            if rate and (np.abs(ticks - numbers / (rate * tick)) <= 1).all():
+                return Clock(numbers / rate, rate)
         duration = (int(ticks[-1]) + (last if last > 0 else mean)) * tick
         return Clock(ticks * tick, count / duration, constant=False)
 
@@ -158,16 +152,12 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
     if not shown or not packets[0].is_keyframe or packets[0].pts != min(times):
         return None
     by_dts = "mpegts" in formats  # MPEG-TS is searched by dts, the others by pts
-    keyframes = [
-        Keyframe(
-            bisect_left(shown, p.pts),
-            p.dts if by_dts and p.dts is not None else p.pts,
-            place,
-            p.pts,
-        )
-        for place, p in enumerate(packets)
-        if p.is_keyframe and p.pts is not None
-    ]
+    keyframes = []
+    for place, packet in enumerate(packets):
+        pts, dts = packet.pts, packet.dts
+        if packet.is_keyframe and pts is not None:
+            seek_time = dts if by_dts and dts is not None else pts
+            keyframes.append(Keyframe(bisect_left(shown, pts), seek_time, place, pts))
     end = shown[-1] + max(p.duration or 0 for p in packets if p.pts == shown[-1])
     return FrameIndex(shown, end, sorted(keyframes), _marks_references(stream), kept)
 

@@ -15,7 +15,7 @@ from iivcl.data._container import File, decode_errors
 from iivcl.data._index_cache import IndexPlace
 from iivcl.data._pictures import open_array, open_folder
 from iivcl.data._stream import Stream
-from iivcl.data._video import PixelAspect, Video, VideoInfo
+from iivcl.data._video import PixelAspect, Video, VideoInfo, check_indices, check_reading
 
 __all__ = ["open_video", "probe", "read_clips"]
 
@@ -167,5 +167,7 @@ def read_clips(
         >>> read_clips(path, [[0, 4, 8], [10, 14, 18]], short_side=32).shape
         torch.Size([2, 3, 3, 32, 32])
     """
+    indices = check_indices(indices)
+    check_reading(short_side, pixels)
     with open_video(path, approximate=approximate, num_threads=num_threads) as video:
         return video.read(indices, short_side=short_side, pixels=pixels)

@@ -42,7 +42,7 @@ class Pictures(Video):
 
     @property
     def _clock(self) -> Clock:
-        return Clock.unknown(self.num_frames)
+        return Clock(np.full(self.num_frames, np.nan), np.nan)
 
     def _frames(self, wanted: Sequence[int]) -> Iterator[Picture]:
         return (self._decode(self._items[number]) for number in wanted)

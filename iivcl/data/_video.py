@@ -21,7 +21,7 @@ from iivcl.data._container import DecodeError, decode_errors
 from iivcl.data._index import Clock
 from iivcl.data._pixels import Picture, rgb_planes, shown_size, transposes
 
-__all__ = ["PixelAspect", "Video", "VideoInfo", "check_reading"]
+__all__ = ["PixelAspect", "Video", "VideoInfo", "check_indices", "check_reading"]
 
 PixelAspect = Literal["stored", "square"]
 
@@ -180,9 +180,9 @@ class Video(ABC):
             DecodeError: A frame asked for cannot be decoded.
             ValueError: An index is outside the video, or an argument is out of range.
         """
-        indices = _checked(indices)
+        indices = check_indices(indices)
         check_reading(short_side, pixels)
-        numbers, place = indices.unique(return_inverse=True)  # ascending, and which of them (V, T)
+        numbers, place = torch.unique(indices, return_inverse=True)  # ascending; (V, T)
         wanted = numbers.tolist()
         if self._counts_without_decoding:
             self._check_inside(wanted)
@@ -226,7 +226,7 @@ def check_reading(short_side: int | None, pixels: PixelAspect) -> None:
     check_choice("pixels", pixels, get_args(PixelAspect))
 
 
-def _checked(indices: Tensor | Sequence[Sequence[int]]) -> Tensor:
+def check_indices(indices: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Check that indices are integers (V, T), on the CPU."""
     indices = torch.as_tensor(indices, device="cpu")
     if indices.ndim != 2 or indices.numel() == 0:
