@@ -182,8 +182,11 @@ class Video(ABC):
         """
         indices = check_indices(indices)
         check_reading(short_side, pixels)
-        numbers, place = torch.unique(indices, return_inverse=True)  # ascending; (V, T)
-        wanted = numbers.tolist()
+        places: dict[int, list[tuple[int, int]]] = {}  # of every frame among the clips
+        for v, clip in enumerate(indices.tolist()):
+            for t, number in enumerate(clip):
+                places.setdefault(number, []).append((v, t))
+        wanted = sorted(places)
         if self._counts_without_decoding:
             self._check_inside(wanted)
         aspect = self._stored_aspect if pixels == "square" else Fraction(1)
@@ -195,7 +198,7 @@ class Video(ABC):
                     height, width = shown_size(picture, short_side, aspect)
                     clips = np.empty((len(indices), 3, indices.shape[1], height, width), np.uint8)
                 planes = rgb_planes(reformatter, picture, height, width)
-                for v, t in (place == found).nonzero().tolist():
+                for v, t in places[wanted[found]]:
                     for channel, plane in enumerate(planes):
                         clips[v, channel, t] = plane
                 found += 1
