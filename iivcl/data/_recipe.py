@@ -1,16 +1,19 @@
-"""Which clips are taken of one video, and how they are read."""
+"""Which clips are taken of one video, how they are read, and what chance decides about them."""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice
+from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError
 from iivcl.data._index_cache import IndexPlace
 from iivcl.data._sampling import (
@@ -25,7 +28,7 @@ from iivcl.data._sampling import (
 )
 from iivcl.data._video import PixelAspect, Video, check_reading
 
-__all__ = ["ClipRecipe", "check_recipe"]
+__all__ = ["ClipRecipe", "Draws"]
 
 _Sampling = Literal["random", "keyframes", "uniform"] | Callable[..., Tensor]
 
@@ -149,10 +152,46 @@ class ClipRecipe:
         return video.read(indices, short_side=self.short_side, pixels=self.pixels)
 
 
-def check_recipe(recipe: ClipRecipe) -> ClipRecipe:
-    """Check that a dataset was given a recipe."""
-    if not isinstance(recipe, ClipRecipe):
-        raise TypeError(
-            f"`recipe` must be a ClipRecipe(num_frames=..., stride=...); got {recipe!r}"
-        )
-    return recipe
+_Purpose = Literal["starts", "transform", "substitutes", "order"]
+
+_turns = threading.RLock()  # a transform may itself read a sample
+if hasattr(os, "register_at_fork"):  # a forked worker must not wait for threads left behind
+    os.register_at_fork(after_in_child=_turns._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+class Draws:
+    """Clips of videos, each drawn and transformed by (seed, address) alone.
+
+    The address is the numbers that name one reading, such as the epoch and the index of the video.
+    """
+
+    def __init__(
+        self, recipe: ClipRecipe, transform: Callable[[Tensor], Any] | None, seed: int
+    ) -> None:
+        if not isinstance(recipe, ClipRecipe):
+            raise TypeError(
+                f"`recipe` must be a ClipRecipe(num_frames=..., stride=...); got {recipe!r}"
+            )
+        check_at_least(0, seed=seed)
+        self.recipe, self._transform, self._seed = recipe, transform, seed
+
+    def generator(self, purpose: _Purpose, *address: int) -> torch.Generator:
+        """Seed a generator of its own for each purpose and address."""
+        key = [self._seed, *address, get_args(_Purpose).index(purpose)]
+        [state] = np.random.SeedSequence(key).generate_state(1, np.uint64)
+        return torch.Generator("cpu").manual_seed(int(state >> np.uint64(1)))
+
+    def read(self, video: Video, *address: int) -> Tensor:
+        """Draw the clips of an open video, and read them."""
+        return self.recipe.read(video, generator=self.generator("starts", *address))
+
+    def transform(self, clips: Tensor, *address: int) -> Any:
+        """Transform clips; PyTorch's global random state comes from the address meanwhile.
+
+        There is one such state in a process, so that its threads take turns.
+        """
+        if self._transform is None:
+            return clips
+        with _turns, torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.generator("transform", *address).get_state())
+            return self._transform(clips)
