@@ -150,7 +150,7 @@ def _pick(
         while number < target:
             before = frame
             number, frame = next(decoded, (sys.maxsize, None))
-        # What approximate reading leaves out, the frame before it stands in for.
+        # The frame before stands in for one that approximate reading leaves out.
         shown = frame if number == target else before if approximate else None
         if shown is None:
             return found
