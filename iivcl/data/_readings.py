@@ -178,7 +178,7 @@ class FailureLog:
         """Append one failure; the first of each process is announced at once."""
         line = (json.dumps(asdict(failure)) + "\n").encode()
         with open(self._path, "ab", buffering=0) as file:
-            file.write(line)  # at once: lines of several processes never mix
+            file.write(line)  # one write: lines of several processes never mix
         if not self._announced:
             self._announced = True
             _logger.warning("%s (further failures: see `failures()`)", failure.cause)
