@@ -22,7 +22,7 @@ QUESTIONS = {
     "pure": ("oracle-30", "oracle-50", "oracle-70", "oracle-85", "oracle", "oracle-k1",
              "oracle-k10", "plain"),
     "purer": ("plain", "takes", "people", "mutual", "agreed", "mean", "gate", "gate-takes",
-              "second-view", "gate-second-view", "both-views", "both-views-takes",
+              "second-view", "agreed-second-view", "gate-second-view", "both-views", "both-views-takes",
               "gate-both-views", "videos", "mutual-videos", "queue-2048", "changes-intra",
               "changes-plain", "changes-takes", "changes-oracle"),
     "harmless": ("plain", "soft", "own-key", "soft-own", "gate-own", "predictor", "own-head",
