@@ -104,7 +104,7 @@ class Run:
         predictor: nn.Module = nn.Identity()
         if method.query == "prediction":
             predictor = backbones.PredictionHead(DIM, 256).to(device)
-        near = width + DIM * (method.lookup == "both")  # numbers that neighbours are near in
+        near = DIM * (1 + (method.lookup == "both"))  # numbers that neighbours are near in
         return State(
             online,
             target,
@@ -201,7 +201,7 @@ class Run:
     def _second_keys(self, frames: Tensor, key: Tensor) -> Tensor:
         """Embed both clips by what changes in them, and by the keys as well if both count."""
         assert self.second is not None
-        near = [F.normalize(self.second(Changes()(frames)), dim=1).view(2, self.batch, -1)]
+        near = [F.normalize(self.second(Changes()(frames)), dim=1).view(2, self.batch, DIM)]
         near += [key] * (self.method.lookup == "both")
         return F.normalize(torch.cat(near, dim=2), dim=2)
 
@@ -236,9 +236,10 @@ def encoder_of_changes(
         _OF_CHANGES.clear()  # pairs come one after the other
         with torch.random.fork_rng():
             torch.manual_seed(seed + 1000)  # another start than that of the encoder beside it
-            encoder = small_encoder(device)
-            Run(encoder, videos, places, "changes-intra", seed=seed, **how).train({})
-        _OF_CHANGES[which] = encoder.eval()
+            run = Run(small_encoder(device), videos, places, "changes-intra", seed=seed, **how)
+            run.train({})
+        encoder, (head,) = run.state.online
+        _OF_CHANGES[which] = nn.Sequential(encoder, head).eval()
     return _OF_CHANGES[which]
 
 
