@@ -26,7 +26,7 @@ __all__ = ["Failure", "OnError", "Readings", "Shared", "Skipped"]
 OnError = Literal["raise", "substitute", "skip"]
 _MAX_SUBSTITUTES = 10
 _MAX_WORKERS = 1024
-_SECONDS_TO_DIE = 1.0
+_SECONDS_TO_DIE = 10.0  # on a machine that is busy
 _MOST_SHOWN = 10
 _logger = logging.getLogger("iivcl.data")
 
