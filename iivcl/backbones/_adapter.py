@@ -16,6 +16,11 @@ from iivcl.backbones._encoder import VideoEncoder, with_mean
 __all__ = ["as_encoder", "inflate"]
 
 Layout = Literal["BCTHW", "BTCHW", "BCHW"]
+_FROM_CLIPS = {
+    "BCTHW": "b c t h w -> b c t h w",
+    "BTCHW": "b c t h w -> b t c h w",
+    "BCHW": "b c t h w -> (b t) c h w",
+}
 
 
 def as_encoder(
@@ -63,7 +68,7 @@ def as_encoder(
         >>> encoder(torch.rand(2, 3, 4, 32, 32)).shape
         torch.Size([2, 512])
     """
-    check_choice("layout", layout, ("BCTHW", "BTCHW", "BCHW"))
+    check_choice("layout", layout, tuple(_FROM_CLIPS))
     check_choice("pool", pool, ("mean", "first"))
     check_at_least(1 if pool == "first" else 0, prefix_tokens=prefix_tokens)
     encoder = _Adapted(feature_dim=feature_dim, strides=strides, in_channels=in_channels)
@@ -82,12 +87,9 @@ class _Adapted(VideoEncoder):
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
         clips = video.shape[0]  # len() would fix the batch of an exported program
-        inputs = {
-            "BCTHW": "b c t h w -> b c t h w",
-            "BTCHW": "b c t h w -> b t c h w",
-            "BCHW": "b c t h w -> (b t) c h w",
-        }[self.layout]
-        output = _first_tensor(self._run(self.module, rearrange(video, inputs)))
+        output = self._run(self.module, rearrange(video, _FROM_CLIPS[self.layout]))
+        output = getattr(output, "last_hidden_state", output)
+        output = output if isinstance(output, Tensor) else output[0]
         cells = self._as_map(output, video.shape[2:])
         if self.layout == "BCHW":
             cells = rearrange(cells, "(b t) f 1 h w -> b f t h w", b=clips)
@@ -118,15 +120,8 @@ class _Adapted(VideoEncoder):
                 "the module must give vectors, a map or tokens with `feature_dim` "
                 f"{self.feature_dim}; got {tuple(output.shape)}"
             )
-        if output.ndim == 2:
-            return output[:, :, None, None, None]
-        return output.unsqueeze(2) if output.ndim == 4 else output
-
-
-def _first_tensor(output: Any) -> Tensor:
-    output = getattr(output, "last_hidden_state", output)
-    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
-    return tensor
+        ones = [1] * (5 - output.ndim)  # of one frame, or one cell
+        return output.view(*output.shape[:2], *ones, *output.shape[2:])
 
 
 def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
@@ -162,21 +157,23 @@ def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
     return _inflated(copy.deepcopy(module), frames)
 
 
+_DEEP = {  # layers that differ in their sizes alone, of which the deep ones have one more
+    nn.BatchNorm2d: nn.BatchNorm3d,
+    nn.MaxPool2d: nn.MaxPool3d,
+    nn.AvgPool2d: nn.AvgPool3d,
+    nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool3d,
+}
+_OVER_TIME = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_size": 1}
+
+
 def _inflated(module: nn.Module, frames: int) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         return _inflated_convolution(module, frames)
-    if isinstance(module, nn.BatchNorm2d):
-        module.__class__ = nn.BatchNorm3d  # type: ignore[assignment]  # of the same state
-    elif isinstance(module, nn.MaxPool2d):
-        kernel, stride = _deep(1, module.kernel_size), _deep(1, module.stride)
-        padding, dilation = _deep(0, module.padding), _deep(1, module.dilation)
-        return nn.MaxPool3d(kernel, stride, padding, dilation, ceil_mode=module.ceil_mode)
-    elif isinstance(module, nn.AvgPool2d):
-        kernel, stride = _deep(1, module.kernel_size), _deep(1, module.stride)
-        rest = (module.ceil_mode, module.count_include_pad, module.divisor_override)
-        return nn.AvgPool3d(kernel, stride, _deep(0, module.padding), *rest)
-    elif isinstance(module, nn.AdaptiveAvgPool2d):
-        return nn.AdaptiveAvgPool3d(_deep(1, module.output_size))
+    for flat, deep in _DEEP.items():
+        if isinstance(module, flat):
+            module.__class__ = deep
+            for name in _OVER_TIME.keys() & vars(module).keys():
+                setattr(module, name, _deep(_OVER_TIME[name], getattr(module, name)))
     for name, child in module.named_children():
         setattr(module, name, _inflated(child, frames))
     return module
