@@ -101,8 +101,7 @@ def batch_shuffle(
     permutation = permutation.to(tensor.device)
     if world_size() > 1:
         dist.broadcast(permutation, src=0)
-    gathered = all_gather_cat(tensor, sizes=[rows] * world_size())
-    return gathered[permutation[_own_rows(rows)]], permutation
+    return _deal(tensor, permutation), permutation
 
 
 def batch_unshuffle(tensor: Tensor, permutation: Tensor) -> Tensor:
@@ -126,8 +125,7 @@ def batch_unshuffle(tensor: Tensor, permutation: Tensor) -> Tensor:
     """
     rows = _rows_of_each(tensor)
     check_shape("permutation", permutation, "R", R=(rows * world_size(), "tensor"))
-    gathered = all_gather_cat(tensor, sizes=[rows] * world_size())
-    return gathered[permutation.argsort()[_own_rows(rows)]]
+    return _deal(tensor, permutation.argsort())
 
 
 def gather_sizes(tensor: Tensor) -> list[int]:
@@ -178,8 +176,10 @@ def _rows_of_each(tensor: Tensor) -> int:
     return sizes[0]
 
 
-def _own_rows(rows: int) -> slice:
-    return slice(rank() * rows, (rank() + 1) * rows)
+def _deal(tensor: Tensor, order: Tensor) -> Tensor:
+    """Give this rank its share of the rows of all ranks, (B, ...), in an order (world x B,)."""
+    gathered = all_gather_cat(tensor, sizes=[tensor.shape[0]] * world_size())
+    return gathered[order.chunk(world_size())[rank()]]
 
 
 def _gather_padded(tensor: Tensor, sizes: list[int]) -> Tensor:
