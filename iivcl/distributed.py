@@ -182,43 +182,34 @@ def _deal(tensor: Tensor, order: Tensor) -> Tensor:
     return gathered[order.chunk(world_size())[rank()]]
 
 
-def _gather_padded(tensor: Tensor, sizes: list[int]) -> Tensor:
-    """Gather through blocks of the largest size, since collectives want equal shapes."""
-    most = max(sizes)
-    block = tensor.new_zeros((most, *tensor.shape[1:]))
-    block[: tensor.shape[0]] = tensor
-    blocks = block.new_empty((len(sizes) * most, *tensor.shape[1:]))
-    _all_gather(blocks, block)
-    if min(sizes) == most:
-        return blocks
-    return torch.cat([blocks[r * most : r * most + size] for r, size in enumerate(sizes)])
-
-
 class _AllGatherRows(torch.autograd.Function):
+    """Goes through blocks of the largest size, since collectives want equal shapes."""
+
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes = sizes
-        return _gather_padded(tensor, sizes)
+        ctx.sizes, most = sizes, max(sizes)
+        block = tensor.new_zeros((most, *tensor.shape[1:]))
+        block[: tensor.shape[0]] = tensor
+        blocks = block.new_empty((len(sizes) * most, *tensor.shape[1:]))
+        _all_gather(blocks, block)
+        if min(sizes) == most:
+            return blocks
+        return torch.cat([blocks[r * most : r * most + size] for r, size in enumerate(sizes)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        start = sum(ctx.sizes[: rank()])
-        return total[start : start + ctx.sizes[rank()]], None
+        return torch.split_with_sizes(total, ctx.sizes)[rank()], None
 
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, blocks: Tensor) -> Tensor:
-        return _all_to_all(blocks)
+        received = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, blocks.contiguous())
+        return received
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _all_to_all(grad)
-
-
-def _all_to_all(blocks: Tensor) -> Tensor:
-    received = torch.empty_like(blocks, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, blocks.contiguous())
-    return received
+        return _Exchange.apply(grad)  # type: ignore[no-any-return]

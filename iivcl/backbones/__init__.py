@@ -4,11 +4,7 @@ Every encoder maps ``(B, 3, T, H, W)`` to ``(B, feature_dim)``.
 """
 
 from iivcl.backbones._adapter import as_encoder, inflate
-from iivcl.backbones._convolution import (
-    PaddedConv3d,
-    WrongConvolution,
-    check_convolutions,
-)
+from iivcl.backbones._convolution import PaddedConv3d, WrongConvolution, check_convolutions
 from iivcl.backbones._encoder import VideoEncoder
 from iivcl.backbones._heads import PredictionHead, ProjectionHead
 from iivcl.backbones._resnet import VideoResNet

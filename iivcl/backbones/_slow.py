@@ -18,10 +18,7 @@ _TEMPORAL_KERNELS = (1, 1, 3, 3)  # res2 to res5: motion is looked at late, on s
 
 
 def slow_r50(
-    *,
-    res5_dilation: Literal[1, 2] = 1,
-    in_channels: int = 3,
-    gradient_checkpointing: bool = False,
+    *, res5_dilation: Literal[1, 2] = 1, in_channels: int = 3, gradient_checkpointing: bool = False
 ) -> VideoResNet:
     """Build Slow R50, the encoder of rho-MoCo: `slow_resnet` of depth 50.
 

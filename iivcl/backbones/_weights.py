@@ -28,9 +28,10 @@ _ENCODER = re.compile(
 )
 # CoCLR's names of the 16 stages of torchvision's S3D.
 _S3D_STAGES = (
-    "Conv_1a MaxPool_2a Conv_2b Conv_2c MaxPool_3a Mixed_3b Mixed_3c MaxPool_4a "
-    "Mixed_4b Mixed_4c Mixed_4d Mixed_4e Mixed_4f MaxPool_5a Mixed_5b Mixed_5c"
-).split()
+    *("Conv_1a", "MaxPool_2a", "Conv_2b", "Conv_2c", "MaxPool_3a", "Mixed_3b", "Mixed_3c"),
+    *("MaxPool_4a", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f"),
+    *("MaxPool_5a", "Mixed_5b", "Mixed_5c"),
+)
 
 # Rewritten in this order, every name of the four libraries becomes ours.
 _RENAMES = (

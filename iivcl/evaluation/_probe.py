@@ -100,11 +100,7 @@ def fit_linear_probe(
 
 @torch.no_grad()
 def topk_accuracy(
-    scores: Tensor,
-    labels: Tensor,
-    *,
-    ks: Sequence[int] = (1, 5),
-    average: Average = "videos",
+    scores: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 5), average: Average = "videos"
 ) -> dict[int, float]:
     """Measure how often the label is among the k classes with the highest scores.
 
