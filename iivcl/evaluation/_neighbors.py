@@ -104,10 +104,7 @@ def take_side(
     center: bool = False,
 ) -> Side:
     """Keep the rows that count, without their mean when it is to be taken off."""
-    sound = features.isfinite().all(dim=1)
-    features, labels, places = rows_that_count(
-        name, features, sound, labels_name, labels, num_classes
-    )
+    features, labels, places = rows_that_count(name, features, labels_name, labels, num_classes)
     if center:
         features = unit_rows(features.flatten()).view_as(features)  # sums of large numbers overflow
         features = features - features.mean(dim=0)

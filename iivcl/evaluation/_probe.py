@@ -59,11 +59,8 @@ def fit_linear_probe(
     check_embeddings("features", features, "N D")
     check_within(0, math.inf, weight_decay=weight_decay)
     check_at_least(1, max_iterations=max_iterations)
-    sound = features.isfinite().all(dim=1)
-    features, labels, _ = rows_that_count(
-        "features", features.detach(), sound, "labels", labels, num_classes
-    )
-    features = features.float()
+    features, labels, _ = rows_that_count("features", features, "labels", labels, num_classes)
+    features = features.detach().float()
     if num_classes is None:
         num_classes = int(labels.max()) + 1
 
@@ -165,4 +162,4 @@ def _scored(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Take the rows that count. A score may be -inf, that of a class which is ruled out."""
     check_embeddings("scores", scores, "N num_classes")
     sound = scores.amax(dim=1).isfinite()
-    return rows_that_count("scores", scores, sound, "labels", labels, scores.shape[1])[:2]
+    return rows_that_count("scores", scores, "labels", labels, scores.shape[1], sound)[:2]

@@ -37,14 +37,14 @@ def warn_of_rows(name: str, sound: Tensor, consequence: str = "are left out") ->
 def rows_that_count(
     name: str,
     values: Tensor,
-    sound: Tensor,
     labels_name: str,
     labels: Tensor,
     num_classes: int | None = None,
+    sound: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the rows with a known label that are sound (N,), of which the others are warned.
+    """Take the values, labels and places of the rows with a known label that are sound (N,).
 
-    Gives their values, their labels and their places.
+    By default those are that have finite values. Of the others is warned.
     """
     check_ids(labels_name, labels, len(values), name)
     check_same_device(labels_name, labels, name, values)
@@ -57,6 +57,7 @@ def rows_that_count(
         raise ValueError(
             f"`{labels_name}` must be {bound}, or -1 for unknown; got {int(labels[wrong][0])}"
         )
+    sound = values.isfinite().all(dim=1) if sound is None else sound
     warn_of_rows(name, sound)
     rows = (sound & (labels >= 0)).nonzero()[:, 0]
     if not len(rows):
