@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
@@ -132,14 +131,15 @@ def momentum_update_(
         )
     for module in (*_sharded(target), *_sharded(source)):
         module.reshard()  # type: ignore[operator]  # what a forward pass gathered is not the state
-    trained = [name for name, parameter in target.named_parameters() if parameter.requires_grad]
+    parameters = dict(target.named_parameters())
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     if trained:
         raise ValueError(
             f"`target` asks for gradients (parameter {trained[0]!r}), so it is not a momentum "
             "encoder; the order is momentum_update_(target, source, momentum), and the target is "
             "made with momentum_copy(source)"
         )
-    averaged = _pairs("parameter", target.named_parameters(), source.named_parameters())
+    averaged = _pairs("parameter", parameters.items(), source.named_parameters())
     copied: list[tuple[Tensor, Tensor]] = []
     if buffers != "keep":
         for pair in _pairs("buffer", target.named_buffers(), source.named_buffers()):
@@ -259,11 +259,9 @@ def _local(tensor: Any) -> Any:
 
 def _lerp_(pairs: list[tuple[Tensor, Tensor]], weight: float | Tensor) -> None:
     """Average in one call per dtype, for a GPU has one kernel for tensors of one dtype."""
-    by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for t, s in pairs:
-        by_dtype[t.dtype].append((t, s))
-    for dtype, group in by_dtype.items():
-        targets, sources = [t for t, _ in group], [s.to(dtype) for _, s in group]
+    for dtype in {t.dtype for t, _ in pairs}:
+        group = [(t, s.to(dtype)) for t, s in pairs if t.dtype == dtype]
+        targets, sources = map(list, zip(*group, strict=True))
         if not isinstance(weight, Tensor):
             torch._foreach_lerp_(targets, sources, weight)
         elif _engine.on_cpu(weight):

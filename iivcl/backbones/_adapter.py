@@ -6,9 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from iivcl._checks import check_at_least, check_choice
 from iivcl.backbones._encoder import VideoEncoder, with_mean
@@ -154,53 +154,37 @@ def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
     check_at_least(1, frames=frames)
     if frames % 2 == 0:
         raise ValueError(f"`frames` must be odd; got {frames}")
-    return _inflated(copy.deepcopy(module), frames)
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        for flat, deep in _DEEP.items():
+            if isinstance(layer, flat):
+                layer.__class__ = deep
+                _extend_over_time(layer, frames)
+    return module
 
 
 _DEEP = {  # layers that differ in their sizes alone, of which the deep ones have one more
+    nn.Conv2d: nn.Conv3d,
     nn.BatchNorm2d: nn.BatchNorm3d,
     nn.MaxPool2d: nn.MaxPool3d,
     nn.AvgPool2d: nn.AvgPool3d,
     nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool3d,
 }
-_OVER_TIME = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_size": 1}
 
 
-def _inflated(module: nn.Module, frames: int) -> nn.Module:
-    if isinstance(module, nn.Conv2d):
-        return _inflated_convolution(module, frames)
-    for flat, deep in _DEEP.items():
-        if isinstance(module, flat):
-            module.__class__ = deep
-            for name in _OVER_TIME.keys() & vars(module).keys():
-                setattr(module, name, _deep(_OVER_TIME[name], getattr(module, name)))
-    for name, child in module.named_children():
-        setattr(module, name, _inflated(child, frames))
-    return module
-
-
-def _inflated_convolution(flat: nn.Conv2d, frames: int) -> nn.Conv3d:
-    frames = frames if max(flat.kernel_size) > 1 else 1
-    padding: Any = 0 if flat.padding == "valid" else flat.padding
-    deep = nn.Conv3d(
-        flat.in_channels,
-        flat.out_channels,
-        _deep(frames, flat.kernel_size),
-        _deep(1, flat.stride),
-        padding if padding == "same" else _deep(frames // 2, padding),
-        _deep(1, flat.dilation),
-        flat.groups,
-        bias=flat.bias is not None,
-        padding_mode=flat.padding_mode,
-        device=flat.weight.device,
-        dtype=flat.weight.dtype,
-    )
-    with torch.no_grad():
-        deep.weight.zero_()[:, :, frames // 2] = flat.weight
-    deep.bias = flat.bias
-    return deep
-
-
-def _deep(first: int, size: Any) -> tuple[int, int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return first, height, width
+def _extend_over_time(layer: Any, frames: int) -> None:
+    is_convolution = isinstance(layer, nn.Conv3d)
+    frames = frames if is_convolution and max(layer.kernel_size) > 1 else 1
+    first = {"kernel_size": frames, "padding": frames // 2, "stride": 1, "dilation": 1}
+    first["output_size"] = 1
+    for name in first.keys() & vars(layer).keys():
+        size = getattr(layer, name)
+        if size != "same":
+            size = 0 if size == "valid" else size
+            height, width = (size, size) if isinstance(size, int) else size
+            setattr(layer, name, (first[name], height, width))
+    if is_convolution:
+        around = (frames // 2, frames // 2)
+        layer._reversed_padding_repeated_twice = (*layer._reversed_padding_repeated_twice, *around)
+        kernel = F.pad(layer.weight.detach()[:, :, None], (0, 0, 0, 0, *around))
+        layer.weight = nn.Parameter(kernel, layer.weight.requires_grad)
