@@ -60,10 +60,8 @@ def all_gather_cat(tensor: Tensor, *, sizes: list[int] | None = None) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    if sizes is None:
-        sizes = gather_sizes(tensor)
-    gathered: Tensor = _AllGatherRows.apply(tensor, sizes)
-    return gathered
+    sizes = gather_sizes(tensor) if sizes is None else sizes
+    return _AllGatherRows.apply(tensor, sizes)  # type: ignore[no-any-return]
 
 
 def batch_shuffle(
@@ -145,8 +143,7 @@ def exchange(blocks: Tensor) -> Tensor:
 
     Every rank passes a block of the same shape. The backward pass is the same exchange.
     """
-    exchanged: Tensor = _Exchange.apply(blocks) if world_size() > 1 else blocks
-    return exchanged
+    return _Exchange.apply(blocks) if world_size() > 1 else blocks
 
 
 def blocks_of(rows: Tensor, sizes: list[int]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from iivcl.backbones._adapter import _Adapted
 
@@ -151,7 +152,7 @@ def load_weights(
             + (f" under {prefix!r}; " if prefix else "; ")
             + "; ".join(f"{_summary(names)} {what}" for what, names in problems.items() if names)
         )
-    eps = {norm.eps for norm in module.modules() if isinstance(norm, nn.BatchNorm3d)}
+    eps = {norm.eps for norm in module.modules() if isinstance(norm, _BatchNorm)}
     if f"{prefix}block1.0.bn1.weight" in tensors and eps != {1e-5}:
         raise ValueError(
             f"`path` {path!r} is of CoCLR, whose batch norms add 1e-5 to the variance, which no "

@@ -111,14 +111,12 @@ def detection_map(
     detections = detections.select(sound)
 
     pairs = _overlapping(detections, truth, iou)
-    counts = {number: int(truth.actions[:, number - 1].sum()) for number in numbers}
-    precision = {
-        number: _average_precision(
-            detections.actions[:, number - 1], truth.actions[:, number - 1], *pairs
-        )
-        for number in numbers
-        if counts[number]
-    }
+    counts, precision = dict.fromkeys(numbers, 0), dict[int, float]()
+    for number in numbers:
+        scores, true = detections.actions[:, number - 1], truth.actions[:, number - 1]
+        counts[number] = int(true.sum())
+        if counts[number]:
+            precision[number] = _average_precision(scores, true, *pairs)
     if not precision:
         raise ValueError("`truth` has no box that shows one of `classes` in a keyframe that counts")
     mean = sum(precision.values()) / len(precision)
