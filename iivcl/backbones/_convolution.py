@@ -126,7 +126,7 @@ def check_convolutions(
     model = copy.deepcopy(model).float().eval()
     worst: dict[str, WrongConvolution] = {}
 
-    def compare(name: str, conv: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def compare(name: str, conv: _ConvNd, args: tuple[Tensor, ...]) -> None:
         full, half = (_results(conv, args[0].float(), to) for to in (torch.float32, dtype))
         errors = [_relative_error(a, b) for a, b in zip(half, full, strict=True)]
         if not all(error <= tolerance for error in errors):
@@ -140,9 +140,8 @@ def check_convolutions(
     return list(worst.values())
 
 
-def _results(conv: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _results(conv: _ConvNd, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Output and both gradients of a convolution in ``dtype``, of numbers that bfloat16 holds."""
-    assert isinstance(conv, _ConvNd)
     x = x.detach().bfloat16().to(dtype).requires_grad_()
     weight = conv.weight.detach().bfloat16().to(dtype).requires_grad_()
     with torch.enable_grad():
