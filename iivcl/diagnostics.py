@@ -12,13 +12,7 @@ from torch import Tensor
 from iivcl._checks import check_embeddings, check_ids, check_same_device, check_shape, unit_rows
 from iivcl.queues import Neighbors
 
-__all__ = [
-    "effective_rank",
-    "embedding_std",
-    "neighbor_age",
-    "neighbor_purity",
-    "self_match_rate",
-]
+__all__ = ["effective_rank", "embedding_std", "neighbor_age", "neighbor_purity", "self_match_rate"]
 
 
 @torch.no_grad()

@@ -60,10 +60,8 @@ def all_gather_cat(tensor: Tensor, *, sizes: list[int] | None = None) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    if sizes is None:
-        sizes = gather_sizes(tensor)
-    gathered: Tensor = _AllGatherRows.apply(tensor, sizes)
-    return gathered
+    sizes = gather_sizes(tensor) if sizes is None else sizes
+    return _AllGatherRows.apply(tensor, sizes)  # type: ignore[no-any-return]
 
 
 def batch_shuffle(
@@ -101,8 +99,7 @@ def batch_shuffle(
     permutation = permutation.to(tensor.device)
     if world_size() > 1:
         dist.broadcast(permutation, src=0)
-    gathered = all_gather_cat(tensor, sizes=[rows] * world_size())
-    return gathered[permutation[_own_rows(rows)]], permutation
+    return _deal(tensor, permutation), permutation
 
 
 def batch_unshuffle(tensor: Tensor, permutation: Tensor) -> Tensor:
@@ -126,8 +123,7 @@ def batch_unshuffle(tensor: Tensor, permutation: Tensor) -> Tensor:
     """
     rows = _rows_of_each(tensor)
     check_shape("permutation", permutation, "R", R=(rows * world_size(), "tensor"))
-    gathered = all_gather_cat(tensor, sizes=[rows] * world_size())
-    return gathered[permutation.argsort()[_own_rows(rows)]]
+    return _deal(tensor, permutation.argsort())
 
 
 def gather_sizes(tensor: Tensor) -> list[int]:
@@ -147,8 +143,7 @@ def exchange(blocks: Tensor) -> Tensor:
 
     Every rank passes a block of the same shape. The backward pass is the same exchange.
     """
-    exchanged: Tensor = _Exchange.apply(blocks) if world_size() > 1 else blocks
-    return exchanged
+    return _Exchange.apply(blocks) if world_size() > 1 else blocks
 
 
 def blocks_of(rows: Tensor, sizes: list[int]) -> Tensor:
@@ -178,47 +173,40 @@ def _rows_of_each(tensor: Tensor) -> int:
     return sizes[0]
 
 
-def _own_rows(rows: int) -> slice:
-    return slice(rank() * rows, (rank() + 1) * rows)
-
-
-def _gather_padded(tensor: Tensor, sizes: list[int]) -> Tensor:
-    """Gather through blocks of the largest size, since collectives want equal shapes."""
-    most = max(sizes)
-    block = tensor.new_zeros((most, *tensor.shape[1:]))
-    block[: tensor.shape[0]] = tensor
-    blocks = block.new_empty((len(sizes) * most, *tensor.shape[1:]))
-    _all_gather(blocks, block)
-    if min(sizes) == most:
-        return blocks
-    return torch.cat([blocks[r * most : r * most + size] for r, size in enumerate(sizes)])
+def _deal(tensor: Tensor, order: Tensor) -> Tensor:
+    """Give this rank its share of the rows of all ranks, (B, ...), in an order (world x B,)."""
+    gathered = all_gather_cat(tensor, sizes=[tensor.shape[0]] * world_size())
+    return gathered[order.chunk(world_size())[rank()]]
 
 
 class _AllGatherRows(torch.autograd.Function):
+    """Goes through blocks of the largest size, since collectives want equal shapes."""
+
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes = sizes
-        return _gather_padded(tensor, sizes)
+        ctx.sizes, most = sizes, max(sizes)
+        block = tensor.new_zeros((most, *tensor.shape[1:]))
+        block[: tensor.shape[0]] = tensor
+        blocks = block.new_empty((len(sizes) * most, *tensor.shape[1:]))
+        _all_gather(blocks, block)
+        if min(sizes) == most:
+            return blocks
+        return torch.cat([blocks[r * most : r * most + size] for r, size in enumerate(sizes)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        start = sum(ctx.sizes[: rank()])
-        return total[start : start + ctx.sizes[rank()]], None
+        return torch.split_with_sizes(total, ctx.sizes)[rank()], None
 
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, blocks: Tensor) -> Tensor:
-        return _all_to_all(blocks)
+        received = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(received, blocks.contiguous())
+        return received
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _all_to_all(grad)
-
-
-def _all_to_all(blocks: Tensor) -> Tensor:
-    received = torch.empty_like(blocks, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, blocks.contiguous())
-    return received
+        return _Exchange.apply(grad)  # type: ignore[no-any-return]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from iivcl import _engine
 from iivcl._checks import (
     check_at_least,
     check_choice,
-    check_floating,
+    check_embeddings,
     check_number,
     check_same_device,
     check_shape,
@@ -140,15 +139,14 @@ def momentum_update_(
             "encoder; the order is momentum_update_(target, source, momentum), and the target is "
             "made with momentum_copy(source)"
         )
-    averaged = _pairs("parameter", parameters, dict(source.named_parameters()))
+    averaged = _pairs("parameter", parameters.items(), source.named_parameters())
     copied: list[tuple[Tensor, Tensor]] = []
     if buffers != "keep":
-        for pair in _pairs("buffer", dict(target.named_buffers()), dict(source.named_buffers())):
+        for pair in _pairs("buffer", target.named_buffers(), source.named_buffers()):
             is_averaged = buffers == "average" and pair[0].is_floating_point()
             (averaged if is_averaged else copied).append(pair)
     if isinstance(momentum, Tensor):
-        check_shape("momentum", momentum, "")
-        check_floating("momentum", momentum)
+        check_embeddings("momentum", momentum, "")
         for t, _ in averaged:
             check_same_device("momentum", momentum, "target", t)
     else:
@@ -223,12 +221,12 @@ def _sharded(module: nn.Module) -> list[nn.Module]:
 
 
 def _pairs(
-    kind: str, target: Mapping[str, Tensor], source: Mapping[str, Tensor]
+    kind: str, target: Iterable[tuple[str, Tensor]], source: Iterable[tuple[str, Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:
     """Pair the tensors of two modules by name; of sharded ones, the parts that lie here."""
     # A submodule compiled on one side only differs by a prefix in the middle of its names.
-    targets = {name.replace("_orig_mod.", ""): tensor for name, tensor in target.items()}
-    sources = {name.replace("_orig_mod.", ""): tensor for name, tensor in source.items()}
+    targets = {name.replace("_orig_mod.", ""): tensor for name, tensor in target}
+    sources = {name.replace("_orig_mod.", ""): tensor for name, tensor in source}
     if targets.keys() != sources.keys():
         only_target = sorted(targets.keys() - sources.keys())
         only_source = sorted(sources.keys() - targets.keys())
@@ -261,11 +259,9 @@ def _local(tensor: Any) -> Any:
 
 def _lerp_(pairs: list[tuple[Tensor, Tensor]], weight: float | Tensor) -> None:
     """Average in one call per dtype, for a GPU has one kernel for tensors of one dtype."""
-    by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for t, s in pairs:
-        by_dtype[t.dtype].append((t, s))
-    for dtype, group in by_dtype.items():
-        targets, sources = [t for t, _ in group], [s.to(dtype) for _, s in group]
+    for dtype in {t.dtype for t, _ in pairs}:
+        group = [(t, s.to(dtype)) for t, s in pairs if t.dtype == dtype]
+        targets, sources = map(list, zip(*group, strict=True))
         if not isinstance(weight, Tensor):
             torch._foreach_lerp_(targets, sources, weight)
         elif _engine.on_cpu(weight):

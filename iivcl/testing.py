@@ -74,10 +74,10 @@ def assert_ddp_equivalent(
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(2, rows, dim, dtype=torch.float64, generator=generator)
     weight = torch.randn(dim, dim, dtype=torch.float64, generator=generator) / dim**0.5
-    batch = (inputs[0], inputs[1], torch.arange(rows), weight)
+    batch = (*inputs, torch.arange(rows), weight)
 
-    of_ranks = run_on_ranks(world_size, _one_rank, loss_fn, batch)
-    loss, grad = _one_step(loss_fn, batch)
+    of_ranks = run_on_ranks(world_size, _one_step, loss_fn, *batch)
+    loss, grad = _one_step(0, 1, loss_fn, *batch)
     mean_loss = torch.stack([rank_loss for rank_loss, _ in of_ranks]).mean()
     for name, found, expected in (
         ("mean of the ranks' losses", mean_loss, loss),
@@ -145,24 +145,15 @@ def _run_rank(
     torch.save(result, Path(folder) / f"{rank}.pt")
 
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # inputs (B, D), keys (B, D), ids (B,), weight (D, D)
-
-
-def _one_rank(
-    rank: int, world_size: int, loss_fn: Callable[..., Any], batch: Batch
+def _one_step(
+    rank: int, world_size: int, loss_fn: Callable[..., Any], *batch: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Train on this rank's rows of the inputs, keys and ids: give the loss and the gradient."""
     *rows, weight = batch
     inputs, keys, ids = (part.chunk(world_size)[rank] for part in rows)
-    return _one_step(loss_fn, (inputs, keys, ids, weight), distributed=True)
-
-
-def _one_step(
-    loss_fn: Callable[..., Any], batch: Batch, *, distributed: bool = False
-) -> tuple[Tensor, Tensor]:
-    inputs, keys, ids, weight = batch
     encoder = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     encoder.weight = nn.Parameter(weight.clone())
-    model = DistributedDataParallel(encoder) if distributed else encoder
+    model = DistributedDataParallel(encoder) if world_size > 1 else encoder
     out = loss_fn(model(inputs), keys, ids=ids)
     loss: Tensor = getattr(out, "loss", out)
     loss.backward()  # type: ignore[no-untyped-call]

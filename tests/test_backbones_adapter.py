@@ -176,6 +176,15 @@ def test_inflated_weights_take_gradients_in_every_frame() -> None:
     assert (layer.weight.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).all()
 
 
+def test_a_layer_in_two_places_stays_one_and_frozen_ones_stay_frozen() -> None:
+    shared, frozen = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1).requires_grad_(False)
+    deep = inflate(nn.Sequential(shared, nn.Sequential(shared, frozen)))
+    assert deep[0] is deep[1][0]
+    assert deep[0].weight.requires_grad
+    assert not deep[1][1].weight.requires_grad
+    assert type(shared) is nn.Conv2d  # the network itself is as it was
+
+
 def test_an_even_number_of_frames_has_no_middle() -> None:
     with pytest.raises(ValueError, match=r"^`frames` must be odd; got 2$"):
         inflate(nn.Conv2d(2, 3, 3), frames=2)

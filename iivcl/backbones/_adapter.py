@@ -6,9 +6,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from iivcl._checks import check_at_least, check_choice
 from iivcl.backbones._encoder import VideoEncoder, with_mean
@@ -16,6 +16,11 @@ from iivcl.backbones._encoder import VideoEncoder, with_mean
 __all__ = ["as_encoder", "inflate"]
 
 Layout = Literal["BCTHW", "BTCHW", "BCHW"]
+_FROM_CLIPS = {
+    "BCTHW": "b c t h w -> b c t h w",
+    "BTCHW": "b c t h w -> b t c h w",
+    "BCHW": "b c t h w -> (b t) c h w",
+}
 
 
 def as_encoder(
@@ -63,7 +68,7 @@ def as_encoder(
         >>> encoder(torch.rand(2, 3, 4, 32, 32)).shape
         torch.Size([2, 512])
     """
-    check_choice("layout", layout, ("BCTHW", "BTCHW", "BCHW"))
+    check_choice("layout", layout, tuple(_FROM_CLIPS))
     check_choice("pool", pool, ("mean", "first"))
     check_at_least(1 if pool == "first" else 0, prefix_tokens=prefix_tokens)
     encoder = _Adapted(feature_dim=feature_dim, strides=strides, in_channels=in_channels)
@@ -82,12 +87,9 @@ class _Adapted(VideoEncoder):
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
         clips = video.shape[0]  # len() would fix the batch of an exported program
-        inputs = {
-            "BCTHW": "b c t h w -> b c t h w",
-            "BTCHW": "b c t h w -> b t c h w",
-            "BCHW": "b c t h w -> (b t) c h w",
-        }[self.layout]
-        output = _first_tensor(self._run(self.module, rearrange(video, inputs)))
+        output = self._run(self.module, rearrange(video, _FROM_CLIPS[self.layout]))
+        output = getattr(output, "last_hidden_state", output)
+        output = output if isinstance(output, Tensor) else output[0]
         cells = self._as_map(output, video.shape[2:])
         if self.layout == "BCHW":
             cells = rearrange(cells, "(b t) f 1 h w -> b f t h w", b=clips)
@@ -118,15 +120,8 @@ class _Adapted(VideoEncoder):
                 "the module must give vectors, a map or tokens with `feature_dim` "
                 f"{self.feature_dim}; got {tuple(output.shape)}"
             )
-        if output.ndim == 2:
-            return output[:, :, None, None, None]
-        return output.unsqueeze(2) if output.ndim == 4 else output
-
-
-def _first_tensor(output: Any) -> Tensor:
-    output = getattr(output, "last_hidden_state", output)
-    tensor: Tensor = output if isinstance(output, Tensor) else output[0]
-    return tensor
+        ones = [1] * (5 - output.ndim)  # of one frame, or one cell
+        return output.view(*output.shape[:2], *ones, *output.shape[2:])
 
 
 def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
@@ -159,51 +154,37 @@ def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
     check_at_least(1, frames=frames)
     if frames % 2 == 0:
         raise ValueError(f"`frames` must be odd; got {frames}")
-    return _inflated(copy.deepcopy(module), frames)
-
-
-def _inflated(module: nn.Module, frames: int) -> nn.Module:
-    if isinstance(module, nn.Conv2d):
-        return _inflated_convolution(module, frames)
-    if isinstance(module, nn.BatchNorm2d):
-        module.__class__ = nn.BatchNorm3d  # type: ignore[assignment]  # of the same state
-    elif isinstance(module, nn.MaxPool2d):
-        kernel, stride = _deep(1, module.kernel_size), _deep(1, module.stride)
-        padding, dilation = _deep(0, module.padding), _deep(1, module.dilation)
-        return nn.MaxPool3d(kernel, stride, padding, dilation, ceil_mode=module.ceil_mode)
-    elif isinstance(module, nn.AvgPool2d):
-        kernel, stride = _deep(1, module.kernel_size), _deep(1, module.stride)
-        rest = (module.ceil_mode, module.count_include_pad, module.divisor_override)
-        return nn.AvgPool3d(kernel, stride, _deep(0, module.padding), *rest)
-    elif isinstance(module, nn.AdaptiveAvgPool2d):
-        return nn.AdaptiveAvgPool3d(_deep(1, module.output_size))
-    for name, child in module.named_children():
-        setattr(module, name, _inflated(child, frames))
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        for flat, deep in _DEEP.items():
+            if isinstance(layer, flat):
+                layer.__class__ = deep
+                _extend_over_time(layer, frames)
     return module
 
 
-def _inflated_convolution(flat: nn.Conv2d, frames: int) -> nn.Conv3d:
-    frames = frames if max(flat.kernel_size) > 1 else 1
-    padding: Any = 0 if flat.padding == "valid" else flat.padding
-    deep = nn.Conv3d(
-        flat.in_channels,
-        flat.out_channels,
-        _deep(frames, flat.kernel_size),
-        _deep(1, flat.stride),
-        padding if padding == "same" else _deep(frames // 2, padding),
-        _deep(1, flat.dilation),
-        flat.groups,
-        bias=flat.bias is not None,
-        padding_mode=flat.padding_mode,
-        device=flat.weight.device,
-        dtype=flat.weight.dtype,
-    )
-    with torch.no_grad():
-        deep.weight.zero_()[:, :, frames // 2] = flat.weight
-    deep.bias = flat.bias
-    return deep
+_DEEP = {  # layers that differ in their sizes alone, of which the deep ones have one more
+    nn.Conv2d: nn.Conv3d,
+    nn.BatchNorm2d: nn.BatchNorm3d,
+    nn.MaxPool2d: nn.MaxPool3d,
+    nn.AvgPool2d: nn.AvgPool3d,
+    nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool3d,
+}
 
 
-def _deep(first: int, size: Any) -> tuple[int, int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return first, height, width
+def _extend_over_time(layer: Any, frames: int) -> None:
+    is_convolution = isinstance(layer, nn.Conv3d)
+    frames = frames if is_convolution and max(layer.kernel_size) > 1 else 1
+    first = {"kernel_size": frames, "padding": frames // 2, "stride": 1, "dilation": 1}
+    first["output_size"] = 1
+    for name in first.keys() & vars(layer).keys():
+        size = getattr(layer, name)
+        if size != "same":
+            size = 0 if size == "valid" else size
+            height, width = (size, size) if isinstance(size, int) else size
+            setattr(layer, name, (first[name], height, width))
+    if is_convolution:
+        around = (frames // 2, frames // 2)
+        layer._reversed_padding_repeated_twice = (*layer._reversed_padding_repeated_twice, *around)
+        kernel = F.pad(layer.weight.detach()[:, :, None], (0, 0, 0, 0, *around))
+        layer.weight = nn.Parameter(kernel, layer.weight.requires_grad)

@@ -38,31 +38,25 @@ class PaddedConv3d(nn.Conv3d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         half = _half_on_cpu(input)
-        if half is None or self.padding_mode != "zeros":
-            return self._convolve(input, weight, bias)
-        frames, *pixels = input.shape[-3:]
-        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        left, right, *_, first, last = self._reversed_padding_repeated_twice
-        is_short = frames < reach[0] and first + last > 0
-        is_column = pixels[1] + left + right - reach[2] < self.stride[2] > 1
-        if (
-            pixels[0] < reach[1]
-            or pixels[1] < reach[2]
-            or is_column
-            or (is_short and isinstance(self.padding, str))
-        ):
-            with torch.autocast("cpu", enabled=False):  # on so few pixels it costs nothing
-                bias = None if bias is None else bias.float()
-                return self._convolve(input.float(), weight.float(), bias).to(half)
-        if not is_short:
-            return self._convolve(input, weight, bias)
-        input = F.pad(input, (0, 0, 0, 0, first, last))
-        padding = (0, *self.padding[1:])
-        return F.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
-
-    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out: Tensor = super()._conv_forward(input, weight, bias)
-        return out
+        if half is not None and self.padding_mode == "zeros":
+            frames, *pixels = input.shape[-3:]
+            reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            left, right, *_, first, last = self._reversed_padding_repeated_twice
+            is_short = frames < reach[0] and first + last > 0
+            is_small = pixels[0] < reach[1] or pixels[1] < reach[2]
+            is_column = pixels[1] + left + right - reach[2] < self.stride[2] > 1
+            if is_small or is_column or (is_short and isinstance(self.padding, str)):
+                with torch.autocast("cpu", enabled=False):  # on so few pixels it costs nothing
+                    bias = None if bias is None else bias.float()
+                    out: Tensor = super()._conv_forward(input.float(), weight.float(), bias)
+                    return out.to(half)
+            if is_short:
+                input = F.pad(input, (0, 0, 0, 0, first, last))
+                padding = (0, *self.padding[1:])
+                return F.conv3d(
+                    input, weight, bias, self.stride, padding, self.dilation, self.groups
+                )
+        return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
 
     @classmethod
     def convert_conv3d(cls, module: nn.Module) -> nn.Module:
@@ -72,21 +66,16 @@ class PaddedConv3d(nn.Conv3d):
             module: Network to convert, in place.
 
         Returns:
-            The module; another one only when it is itself a convolution.
+            The module.
 
         Example:
             >>> model = PaddedConv3d.convert_conv3d(nn.Sequential(nn.Conv3d(3, 8, 3)))
             >>> type(model[0]).__name__
             'PaddedConv3d'
         """
-        if isinstance(module, nn.Conv3d):
-            if type(module)._conv_forward is nn.Conv3d._conv_forward:  # no other's arithmetic
-                padded = cls.__new__(cls)
-                padded.__dict__ = module.__dict__  # hooks and the very tensors
-                return padded
-            return module
-        for name, child in module.named_children():
-            setattr(module, name, cls.convert_conv3d(child))
+        for conv in module.modules():  # each stays what it is, with its hooks and tensors
+            if isinstance(conv, nn.Conv3d) and type(conv)._conv_forward is nn.Conv3d._conv_forward:
+                conv.__class__ = cls
         return module
 
 
@@ -137,7 +126,7 @@ def check_convolutions(
     model = copy.deepcopy(model).float().eval()
     worst: dict[str, WrongConvolution] = {}
 
-    def compare(name: str, conv: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def compare(name: str, conv: _ConvNd, args: tuple[Tensor, ...]) -> None:
         full, half = (_results(conv, args[0].float(), to) for to in (torch.float32, dtype))
         errors = [_relative_error(a, b) for a, b in zip(half, full, strict=True)]
         if not all(error <= tolerance for error in errors):
@@ -151,9 +140,8 @@ def check_convolutions(
     return list(worst.values())
 
 
-def _results(conv: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _results(conv: _ConvNd, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Output and both gradients of a convolution in ``dtype``, of numbers that bfloat16 holds."""
-    assert isinstance(conv, _ConvNd)
     x = x.detach().bfloat16().to(dtype).requires_grad_()
     weight = conv.weight.detach().bfloat16().to(dtype).requires_grad_()
     with torch.enable_grad():

@@ -94,14 +94,10 @@ class VideoEncoder(nn.Module):
     def _run(self, block: nn.Module, *inputs: Any) -> Any:
         if not (self.gradient_checkpointing and self.training):
             return block(*inputs)
-        if torch.compiler.is_compiling():  # the compiler itself keeps writes out of a second run
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return checkpoint(
-            block,
-            *inputs,
-            use_reentrant=False,
-            context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(block)),
-        )
+        again: dict[str, Any] = {}
+        if not torch.compiler.is_compiling():  # which itself keeps writes out of a second run
+            again["context_fn"] = lambda: (contextlib.nullcontext(), _statistics_kept(block))
+        return checkpoint(block, *inputs, use_reentrant=False, **again)
 
     def _check(self, video: Tensor) -> None:
         check_shape("video", video, "B C T H W", C=(self.in_channels, "in_channels"))

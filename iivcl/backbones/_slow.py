@@ -18,10 +18,7 @@ _TEMPORAL_KERNELS = (1, 1, 3, 3)  # res2 to res5: motion is looked at late, on s
 
 
 def slow_r50(
-    *,
-    res5_dilation: Literal[1, 2] = 1,
-    in_channels: int = 3,
-    gradient_checkpointing: bool = False,
+    *, res5_dilation: Literal[1, 2] = 1, in_channels: int = 3, gradient_checkpointing: bool = False
 ) -> VideoResNet:
     """Build Slow R50, the encoder of rho-MoCo: `slow_resnet` of depth 50.
 
@@ -89,14 +86,9 @@ def slow_resnet(
     check_choice("res5_dilation", res5_dilation, (1, 2))
     check_at_least(1, in_channels=in_channels)
 
-    stem = nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv3d(in_channels, 64, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
-            norm=nn.BatchNorm3d(64),
-            relu=nn.ReLU(inplace=True),
-            pool=nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-        )
-    )
+    stem = _conv_norm(in_channels, 64, (1, 7), stride=2)
+    stem.add_module("relu", nn.ReLU(inplace=True))
+    stem.add_module("pool", nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
     expansion = 1 if depth == 18 else 4
     stages, width = [], 64  # width: channels that enter the next block
     for stage, (num_blocks, temporal_kernel) in enumerate(
@@ -140,23 +132,19 @@ class _Block(nn.Module):
         super().__init__()
         out_channels = channels * expansion
         if expansion == 1:
-            self.branch = nn.Sequential(
-                OrderedDict(
-                    a=_conv_norm(in_channels, channels, (temporal_kernel, 3), stride, dilation),
-                    relu_a=nn.ReLU(inplace=True),
-                    b=_conv_norm(channels, out_channels, (1, 3), 1, dilation),
-                )
-            )
+            layers = [
+                _conv_norm(in_channels, channels, (temporal_kernel, 3), stride, dilation),
+                _conv_norm(channels, out_channels, (1, 3), 1, dilation),
+            ]
         else:
-            self.branch = nn.Sequential(
-                OrderedDict(
-                    a=_conv_norm(in_channels, channels, (temporal_kernel, 1)),
-                    relu_a=nn.ReLU(inplace=True),
-                    b=_conv_norm(channels, channels, (1, 3), stride, dilation),
-                    relu_b=nn.ReLU(inplace=True),
-                    c=_conv_norm(channels, out_channels, (1, 1)),
-                )
-            )
+            layers = [
+                _conv_norm(in_channels, channels, (temporal_kernel, 1)),
+                _conv_norm(channels, channels, (1, 3), stride, dilation),
+                _conv_norm(channels, out_channels, (1, 1)),
+            ]
+        for layer in layers[:-1]:
+            layer.add_module("relu", nn.ReLU(inplace=True))
+        self.branch = nn.Sequential(OrderedDict(zip("abc", layers, strict=False)))
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels or stride != 1:
             self.shortcut = _conv_norm(in_channels, out_channels, (1, 1), stride)

@@ -115,7 +115,10 @@ class SplitBatchNorm(_BatchNorm):
             num_splits: Parts of the batch.
 
         Returns:
-            The module; another one only when it is itself a batch norm.
+            The module.
+
+        Raises:
+            ValueError: ``num_splits`` is below 1.
 
         Example:
             >>> from iivcl.backbones import r3d_18
@@ -123,18 +126,9 @@ class SplitBatchNorm(_BatchNorm):
             >>> backbone.stem[1].num_splits
             4
         """
-        if isinstance(module, _BatchNorm):
-            split = cls(
-                module.num_features,
-                num_splits=num_splits,
-                eps=module.eps,
-                momentum=module.momentum,
-                affine=module.affine,
-                track_running_stats=module.track_running_stats,
-            )
-            # The very tensors, so that an optimizer made before still trains them.
-            split._parameters, split._buffers = module._parameters, module._buffers
-            return split.train(module.training)
-        for name, child in module.named_children():
-            setattr(module, name, cls.convert_split_batchnorm(child, num_splits=num_splits))
+        check_at_least(1, num_splits=num_splits)
+        for norm in module.modules():  # each stays what it is, with its hooks and tensors
+            if isinstance(norm, _BatchNorm):
+                norm.__class__ = cls
+                norm.num_splits = num_splits  # type: ignore[assignment]
         return module

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from iivcl.backbones._adapter import _Adapted
 
@@ -37,22 +38,18 @@ _S3D_STAGES = (
 _RENAMES = (
     # wrappers in the middle of a name
     (r"\b(_orig_mod|_checkpoint_wrapped_module)\.", ""),
-    # PySlowFast
+    # the stem and the stages of PySlowFast, and of PyTorchVideo
     (r"^s1\.pathway0_stem\.bn\.", "stem.norm."),
     (r"^s1\.pathway0_stem\.", "stem."),
-    (r"^s2\.pathway0_res", "layer1."),
-    (r"^s3\.pathway0_res", "layer2."),
-    (r"^s4\.pathway0_res", "layer3."),
-    (r"^s5\.pathway0_res", "layer4."),
-    (r"^(layer\d\.\d+)\.branch1\.", r"\1.shortcut.conv."),
-    (r"^(layer\d\.\d+)\.branch1_bn\.", r"\1.shortcut.norm."),
-    (r"^(layer\d\.\d+)\.branch2\.([abc])\.", r"\1.branch.\2.conv."),
-    (r"^(layer\d\.\d+)\.branch2\.([abc])_bn\.", r"\1.branch.\2.norm."),
-    # PyTorchVideo
+    *((rf"^s{stage + 1}\.pathway0_res", f"layer{stage}.") for stage in range(1, 5)),
     (r"^blocks\.0\.(conv|norm)\.", r"stem.\1."),
     (r"^blocks\.([1-4])\.res_blocks\.", r"layer\1."),
-    (r"\.branch1_(conv|norm)\.", r".shortcut.\1."),
-    (r"\.branch2\.(conv|norm)_([abc])\.", r".branch.\2.\1."),
+    # the blocks of both: branch1, branch1_bn, branch2.a, branch2.a_bn of the first, and
+    # branch1_conv, branch1_norm, branch2.conv_a, branch2.norm_a of the other
+    (r"^(layer\d\.\d+)\.branch1(_conv)?\.", r"\1.shortcut.conv."),
+    (r"^(layer\d\.\d+)\.branch1_(bn|norm)\.", r"\1.shortcut.norm."),
+    (r"^(layer\d\.\d+)\.branch2\.(conv_)?([abc])\.", r"\1.branch.\3.conv."),
+    (r"^(layer\d\.\d+)\.branch2\.(norm_)?([abc])(_bn)?\.", r"\1.branch.\3.norm."),
     # torchvision
     (r"^features\.", "stages."),
     # CoCLR: stages of convolutions, some of them a spatial and then a temporal one
@@ -130,39 +127,38 @@ def load_weights(
     inside = {
         name: _ours(name[len(prefix) :], expected) for name in tensors if name.startswith(prefix)
     }
-    names = {our: name for name, our in inside.items() if our}  # of the file
-    missing = [name for name in expected if name not in names]
-    lost = [name for name in missing if not name.endswith("num_batches_tracked")]
-    shared = {our: tensors[name] for our, name in names.items() if our in expected}
+    names = {our: name for name, our in inside.items() if our in expected}  # of the file
+    missing = [our for our in expected if our not in names]
+    lost = [our for our in missing if not our.endswith("num_batches_tracked")]
+    parts = {our.partition(".")[0] for our in expected}
     problems = {
         "missing in the file": lost,
-        "not in the backbone": [name for our, name in names.items() if our not in expected],
-        "of another shape": [
-            f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            for name, tensor in shared.items()
-            if tensor.shape != expected[name].shape
-        ],
-    }
-    if lost:  # the lost may be there by a name that nobody knows, beside what has its own
-        parts = {name.partition(".")[0] for name in expected}
-        problems["not in the backbone"] += [
+        "not in the backbone": [
             name
             for name, our in inside.items()
-            if not our and name[len(prefix) :].partition(".")[0] in parts
-        ]
+            if our not in expected
+            # The lost may be there by a name that nobody knows, beside what has its own.
+            and (our or (lost and name[len(prefix) :].partition(".")[0] in parts))
+        ],
+        "of another shape": [
+            f"{our} {tuple(tensors[name].shape)} instead of {tuple(expected[our].shape)}"
+            for our, name in names.items()
+            if tensors[name].shape != expected[our].shape
+        ],
+    }
     if any(problems.values()):
         raise ValueError(
             f"`path` {path!r} holds another network than `backbone`"
             + (f" under {prefix!r}; " if prefix else "; ")
             + "; ".join(f"{_summary(names)} {what}" for what, names in problems.items() if names)
         )
-    eps = {norm.eps for norm in module.modules() if isinstance(norm, nn.BatchNorm3d)}
+    eps = {norm.eps for norm in module.modules() if isinstance(norm, _BatchNorm)}
     if f"{prefix}block1.0.bn1.weight" in tensors and eps != {1e-5}:
         raise ValueError(
             f"`path` {path!r} is of CoCLR, whose batch norms add 1e-5 to the variance, which no "
             "file tells: build the backbone by `s3d(norm_eps=1e-5)`"
         )
-    module.load_state_dict(shared, strict=False)
+    module.load_state_dict({our: tensors[name] for our, name in names.items()}, strict=False)
     used = set(names.values())
     return LoadReport(missing, [name for name in tensors if name not in used], prefix)
 

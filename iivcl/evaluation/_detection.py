@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -109,14 +111,12 @@ def detection_map(
     detections = detections.select(sound)
 
     pairs = _overlapping(detections, truth, iou)
-    counts = {number: int(truth.actions[:, number - 1].sum()) for number in numbers}
-    precision = {
-        number: _average_precision(
-            detections.actions[:, number - 1], truth.actions[:, number - 1], *pairs
-        )
-        for number in numbers
-        if counts[number]
-    }
+    counts, precision = dict.fromkeys(numbers, 0), dict[int, float]()
+    for number in numbers:
+        scores, true = detections.actions[:, number - 1], truth.actions[:, number - 1]
+        counts[number] = int(true.sum())
+        if counts[number]:
+            precision[number] = _average_precision(scores, true, *pairs)
     if not precision:
         raise ValueError("`truth` has no box that shows one of `classes` in a keyframe that counts")
     mean = sum(precision.values()) / len(precision)
@@ -143,18 +143,13 @@ def _take_side(name: str, side: ActionBoxes, counting: set[tuple[str, float]]) -
 
 def _overlapping(detections: ActionBoxes, truth: ActionBoxes, iou: float) -> tuple[Tensor, Tensor]:
     """Pair detections (P,) with true boxes (P,) that they overlap, best first of a detection."""
-    device = truth.boxes.device
-    number_of = {keyframe: n for n, keyframe in enumerate(dict.fromkeys(truth.keyframes))}
-    found, true = (
-        torch.tensor([number_of.get(k, -1) for k in side.keyframes], device=device).long()
-        for side in (detections, truth)
-    )
-    true, order = true.sort(stable=True)
-    begin, end = (torch.searchsorted(true, found, right=right) for right in (False, True))
-    several = end - begin  # (N,), true boxes of the keyframe of each detection
-    rows = torch.arange(len(found), device=device).repeat_interleave(several)  # (P,)
-    nth = torch.arange(len(rows), device=device) - (several.cumsum(0) - several)[rows]
-    true_rows = order[begin[rows] + nth]
+    device, true_rows_of = truth.boxes.device, defaultdict(list)
+    for row, keyframe in enumerate(truth.keyframes):
+        true_rows_of[keyframe].append(row)
+    among = [true_rows_of.get(keyframe, []) for keyframe in detections.keyframes]
+    several = torch.tensor([len(rows) for rows in among], dtype=torch.int64, device=device)
+    rows = torch.arange(len(among), device=device).repeat_interleave(several)
+    true_rows = torch.tensor(list(itertools.chain(*among)), dtype=torch.int64, device=device)
     overlap = _iou(detections.boxes[rows].double(), truth.boxes[true_rows].double())
     best = overlap.argsort(descending=True, stable=True)
     best = best[overlap[best] >= iou]

@@ -130,14 +130,15 @@ def _check_repeats(
 
 def _video_features(model: nn.Module, clips: Tensor) -> Tensor:
     """Average the features of the V clips of each video: (B, [V,] C, T, H, W) -> (B, D)."""
-    views = clips.shape[1] if clips.ndim == 6 else 1
-    features: Tensor = model(clips.flatten(0, 1) if clips.ndim == 6 else clips)  # (B * V, D)
-    if features.ndim != 2 or len(features) != len(clips) * views:
+    clips = clips if clips.ndim == 6 else clips[:, None]
+    videos, views = clips.shape[:2]
+    features: Tensor = model(clips.flatten(0, 1))  # (B * V, D)
+    if features.ndim != 2 or len(features) != videos * views:
         raise ValueError(
             f"`model` must map clips (B, C, T, H, W) to features (B, D); "
-            f"got {tuple(features.shape)} from B={len(clips) * views}"
+            f"got {tuple(features.shape)} from B={videos * views}"
         )
-    return features.float().reshape(len(clips), views, -1).mean(dim=1).cpu()
+    return features.float().view(videos, views, -1).mean(dim=1).cpu()
 
 
 def _check_element(element: Sequence[Tensor]) -> Sequence[Tensor]:

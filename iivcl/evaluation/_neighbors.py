@@ -14,10 +14,9 @@ from iivcl._checks import (
     check_embeddings,
     check_positive,
     check_same_device,
-    check_shape,
     unit_rows,
 )
-from iivcl.evaluation._rows import check_ks, check_labeled, rows_that_count, warn_of_rows
+from iivcl.evaluation._rows import check_ks, rows_that_count, warn_of_rows
 from iivcl.queues import exact_topk
 
 __all__ = ["knn_classify"]
@@ -105,14 +104,11 @@ def take_side(
     center: bool = False,
 ) -> Side:
     """Keep the rows that count, without their mean when it is to be taken off."""
-    check_labeled(name, features, "N D", labels_name, labels)
-    labels, sound = labels.long(), features.isfinite().all(dim=1)
-    rows = rows_that_count(name, sound, labels_name, labels, num_classes)
-    features = features[rows]
+    features, labels, places = rows_that_count(name, features, labels_name, labels, num_classes)
     if center:
         features = unit_rows(features.flatten()).view_as(features)  # sums of large numbers overflow
         features = features - features.mean(dim=0)
-    return Side(unit_rows(features).float(), labels[rows], rows)
+    return Side(unit_rows(features).float(), labels, places)
 
 
 def nearest(query: Side, gallery: Side, k: int) -> tuple[Tensor, Tensor]:
@@ -132,7 +128,7 @@ def check_features(query: Tensor, gallery: Tensor | None) -> None:
     if len(query) == 0:
         raise ValueError("`query` has no rows")
     if gallery is not None:
-        check_shape("gallery", gallery, "M D", D=(query.shape[1], "query"))
+        check_embeddings("gallery", gallery, "M D", D=(query.shape[1], "query"))
         check_same_device("gallery", gallery, "query", query)
 
 

@@ -9,14 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iivcl._checks import check_at_least, check_within
-from iivcl.evaluation._rows import (
-    Average,
-    check_ks,
-    check_labeled,
-    mean_at,
-    rows_that_count,
-)
+from iivcl._checks import check_at_least, check_embeddings, check_within
+from iivcl.evaluation._rows import Average, check_ks, mean_at, rows_that_count
 
 __all__ = ["confusion_matrix", "fit_linear_probe", "topk_accuracy"]
 
@@ -62,13 +56,11 @@ def fit_linear_probe(
         >>> probe(torch.tensor([[-3.0], [0.5]])).argmax(dim=1)
         tensor([0, 1])
     """
-    check_labeled("features", features, "N D", "labels", labels)
+    check_embeddings("features", features, "N D")
     check_within(0, math.inf, weight_decay=weight_decay)
     check_at_least(1, max_iterations=max_iterations)
-    labels = labels.long()
-    sound = features.isfinite().all(dim=1)
-    rows = rows_that_count("features", sound, "labels", labels, num_classes)
-    features, labels = features.detach()[rows].float(), labels[rows]
+    features, labels, _ = rows_that_count("features", features, "labels", labels, num_classes)
+    features = features.detach().float()
     if num_classes is None:
         num_classes = int(labels.max()) + 1
 
@@ -105,11 +97,7 @@ def fit_linear_probe(
 
 @torch.no_grad()
 def topk_accuracy(
-    scores: Tensor,
-    labels: Tensor,
-    *,
-    ks: Sequence[int] = (1, 5),
-    average: Average = "videos",
+    scores: Tensor, labels: Tensor, *, ks: Sequence[int] = (1, 5), average: Average = "videos"
 ) -> dict[int, float]:
     """Measure how often the label is among the k classes with the highest scores.
 
@@ -172,7 +160,6 @@ def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
 
 def _scored(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Take the rows that count. A score may be -inf, that of a class which is ruled out."""
-    check_labeled("scores", scores, "N num_classes", "labels", labels)
-    labels, sound = labels.long(), scores.amax(dim=1).isfinite()
-    rows = rows_that_count("scores", sound, "labels", labels, scores.shape[1])
-    return scores[rows], labels[rows]
+    check_embeddings("scores", scores, "N num_classes")
+    sound = scores.amax(dim=1).isfinite()
+    return rows_that_count("scores", scores, "labels", labels, scores.shape[1], sound)[:2]

@@ -9,33 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from iivcl._checks import (
-    check_at_least,
-    check_choice,
-    check_embeddings,
-    check_ids,
-    check_same_device,
-    is_integer,
-)
+from iivcl._checks import check_at_least, check_choice, check_ids, check_same_device, is_integer
 
 Average = Literal["videos", "classes"]
-
-
-def check_labeled(name: str, rows: Tensor, pattern: str, labels_name: str, labels: Tensor) -> None:
-    """Check that features or scores have a label each, beside them."""
-    check_embeddings(name, rows, pattern)
-    check_ids(labels_name, labels, len(rows), name)
-    check_same_device(labels_name, labels, name, rows)
-
-
-def check_labels(name: str, labels: Tensor, num_classes: int | None = None) -> None:
-    """Check that labels name a class, or are -1."""
-    check_at_least(1, num_classes=1 if num_classes is None else num_classes)
-    high = torch.iinfo(torch.int64).max if num_classes is None else num_classes
-    wrong = labels[(labels < -1) | (labels >= high)]
-    if len(wrong):
-        bound = "at least 0" if num_classes is None else f"in [0, {num_classes})"
-        raise ValueError(f"`{name}` must be {bound}, or -1 for unknown; got {int(wrong[0])}")
 
 
 def check_ks(name: str, ks: Sequence[int], most: int, what: str) -> None:
@@ -59,10 +35,29 @@ def warn_of_rows(name: str, sound: Tensor, consequence: str = "are left out") ->
 
 
 def rows_that_count(
-    name: str, sound: Tensor, labels_name: str, labels: Tensor, num_classes: int | None = None
-) -> Tensor:
-    """Find the rows (N,) with sound values, of which the others are warned, and a known label."""
-    check_labels(labels_name, labels, num_classes)
+    name: str,
+    values: Tensor,
+    labels_name: str,
+    labels: Tensor,
+    num_classes: int | None = None,
+    sound: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the values, labels and places of the rows with a known label that are sound (N,).
+
+    By default those are that have finite values. Of the others is warned.
+    """
+    check_ids(labels_name, labels, len(values), name)
+    check_same_device(labels_name, labels, name, values)
+    labels = labels.long()
+    wrong, bound = labels < -1, "at least 0"
+    if num_classes is not None:
+        check_at_least(1, num_classes=num_classes)
+        wrong, bound = wrong | (labels >= num_classes), f"in [0, {num_classes})"
+    if wrong.any():
+        raise ValueError(
+            f"`{labels_name}` must be {bound}, or -1 for unknown; got {int(labels[wrong][0])}"
+        )
+    sound = values.isfinite().all(dim=1) if sound is None else sound
     warn_of_rows(name, sound)
     rows = (sound & (labels >= 0)).nonzero()[:, 0]
     if not len(rows):
@@ -70,7 +65,7 @@ def rows_that_count(
             f"`{name}` has no row that counts: with finite values, and a label in `{labels_name}` "
             "that is not -1"
         )
-    return rows
+    return values[rows], labels[rows], rows
 
 
 def mean(values: Tensor, labels: Tensor, average: Average) -> float:
