@@ -170,6 +170,17 @@ def test_every_layer_gives_at_first_what_it_gives_of_each_frame(layer: nn.Module
     torch.testing.assert_close(inflate(layer)(video), expected)
 
 
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_weights_that_are_computed_are_inflated_as_they_are(norm: str) -> None:
+    wrap = getattr(nn.utils.parametrizations, norm)
+    flat = nn.Sequential(wrap(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
+    pictures = torch.randn(2, 3, 8, 8)
+    deep = inflate(flat)
+    found = deep(pictures[:, :, None].expand(-1, -1, 5, -1, -1))
+    torch.testing.assert_close(found[:, :, 2], flat(pictures))
+    assert [name for name, _ in deep[0].named_parameters()] == ["bias", "weight"]
+
+
 def test_inflated_weights_take_gradients_in_every_frame() -> None:
     layer = inflate(nn.Conv2d(2, 3, 3, padding=1, bias=False))
     layer(torch.randn(2, 2, 4, 8, 8)).square().sum().backward()

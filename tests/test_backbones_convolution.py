@@ -110,6 +110,13 @@ def test_conversion_keeps_names_tensors_hooks_and_foreign_arithmetic() -> None:
     assert calls == [1]
 
 
+def test_conversion_leaves_weights_that_are_computed() -> None:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv3d(2, 3, 1))
+    video = torch.randn(1, 2, 2, 4, 4)
+    before = conv(video)
+    assert torch.equal(PaddedConv3d.convert_conv3d(nn.Sequential(conv))(video), before)
+
+
 def test_encoders_have_no_plain_temporal_convolution() -> None:
     for network in (r2plus1d_18(), slow_resnet(18)):
         kinds = {type(module) for module in network.modules() if isinstance(module, nn.Conv3d)}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from iivcl._checks import check_at_least, check_choice
 from iivcl.backbones._encoder import VideoEncoder, with_mean
@@ -155,12 +156,26 @@ def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
     if frames % 2 == 0:
         raise ValueError(f"`frames` must be odd; got {frames}")
     module = copy.deepcopy(module)
-    for layer in module.modules():
+    for layer in list(module.modules()):
+        if is_parametrized(layer):
+            _keep_values(layer)
         for flat, deep in _DEEP.items():
             if isinstance(layer, flat):
                 layer.__class__ = deep
                 _extend_over_time(layer, frames)
     return module
+
+
+def _keep_values(layer: Any) -> None:
+    """Make parameters of weights that are computed, of a weight norm for example.
+
+    What torch has for it would change the class, which is that of the original as well.
+    """
+    values = {name: getattr(layer, name).detach() for name in layer.parametrizations}
+    del layer.parametrizations
+    layer.__class__ = type(layer).__bases__[0]
+    for name, value in values.items():
+        layer.register_parameter(name, nn.Parameter(value))
 
 
 _DEEP = {  # layers that differ in their sizes alone, of which the deep ones have one more

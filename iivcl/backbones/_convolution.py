@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from iivcl._checks import check_within
 
@@ -74,7 +75,9 @@ class PaddedConv3d(nn.Conv3d):
             'PaddedConv3d'
         """
         for conv in module.modules():  # each stays what it is, with its hooks and tensors
-            if isinstance(conv, nn.Conv3d) and type(conv)._conv_forward is nn.Conv3d._conv_forward:
+            if not isinstance(conv, nn.Conv3d) or is_parametrized(conv):
+                continue
+            if type(conv)._conv_forward is nn.Conv3d._conv_forward:  # no other's arithmetic
                 conv.__class__ = cls
         return module
 
