@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from iivcl._checks import check_at_least
 from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_probability, check_range, check_size
 from iivcl.augment._constants import constant
@@ -113,10 +114,8 @@ class RandomResizedCrop(Transform[CropParams]):
 
     def __repr__(self) -> str:
         low, high = self.ratio
-        return (
-            f"RandomResizedCrop({_size(self.size)}, scale={self.scale}, "
-            f"ratio=({low:.4g}, {high:.4g}))"
-        )
+        ratio = f"({low:.4g}, {high:.4g})"
+        return f"RandomResizedCrop({_size(self.size)}, scale={self.scale}, ratio={ratio})"
 
 
 class FlipParams(NamedTuple):
@@ -168,7 +167,8 @@ class ResizeShortSide(Transform[tuple[()]]):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.size = check_size(size)[0]
+        check_at_least(1, size=size)
+        self.size = size
 
     def describe(self, params: tuple[()]) -> ops.Program:
         """Resize every clip alike; see :meth:`Transform.describe`."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
 from iivcl.augment import _reference as reference
-from iivcl.augment._arguments import check_boxes, check_reach
+from iivcl.augment._arguments import check_boxes, check_reach, check_statistics
 from iivcl.augment._color_arithmetic import planes_of
 from iivcl.augment._native_resize import native_resize
 from iivcl.augment._separable import blurred_clip, gaussian_weights
@@ -173,8 +173,7 @@ class _LazyClip:
             color.hue(planes, op.shift.item(), 1, outs=outs, scratch=scratch)
 
     def _normalize(self, op: ops.Normalize) -> None:
-        if len(op.mean) != self.shape[1]:
-            return self._replace(reference.run((op,), self.result()))
+        check_statistics(self._video.expand(self.shape), op.mean, op.std)
         self._mean, self._std, self.dtype = op.mean, op.std, op.dtype or self.dtype
         self._is_within_range = self._is_result = False
 

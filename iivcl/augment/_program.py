@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_shape
-from iivcl.augment._arguments import check_channels, check_mask, check_numbers, check_statistics
+from iivcl._checks import check_mask, check_shape
+from iivcl.augment._arguments import check_channels, check_numbers, check_statistics
 
 __all__ = ["Blend", "Blur", "Call", "CenterCrop", "Choose", "Flip", "Gray", "Hue", "InOrder"]
 __all__ += ["Layout", "Normalize", "OnFrames", "Program", "Resample", "ResizeShortSide", "Solarize"]
@@ -164,33 +164,34 @@ _BOUNDS = {
 
 def check_program(program: Program, num_clips: int) -> None:
     """Check the numbers of every operation; its pixels are checked when they are there."""
+    batch = num_clips, "video"
     for op in program:
-        for name in type(op)._fields:
-            value = getattr(op, name)
+        for name, value in zip(op._fields, op, strict=True):
             if name in _SHAPES:
-                check_shape(name, value, _SHAPES[name], B=(num_clips, "video"))
+                check_shape(name, value, _SHAPES[name], B=batch)
             elif name in _BOUNDS:
                 check_numbers(name, value, num_clips, *_BOUNDS[name])
             elif name == "where":
-                check_mask(name, value, num_clips)
-            elif name == "program":
-                check_program(value, num_clips)
-            elif name == "programs":
-                for own in value:
-                    check_program(own, num_clips)
+                check_mask(name, value, "B", B=batch)
+        for own in _inner(op):
+            check_program(own, num_clips)
 
 
 def check_layout(program: Program, video: Tensor) -> bool:
     """Check channels while the video is whole as it was given, up to a transform of one's own."""
     for op in program:
-        if isinstance(op, (Blend, Gray, Hue)):
+        if isinstance(op, (Blend, Gray, Hue, OnFrames, Solarize)):
             check_channels(video)
         elif isinstance(op, Normalize):
             check_statistics(video, op.mean, op.std)
-        inner = (op.program,) if isinstance(op, Where) else getattr(op, "programs", ())
-        if isinstance(op, Call) or not all(check_layout(own, video) for own in inner):
+        if isinstance(op, Call) or not all(check_layout(own, video) for own in _inner(op)):
             return False
     return True
+
+
+def _inner(op: Any) -> Sequence[Program]:
+    """The programs that an operation runs."""
+    return (op.program,) if isinstance(op, Where) else getattr(op, "programs", ())
 
 
 def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from iivcl.augment._arguments import (
     check_boxes,
     check_channels,
     check_reach,
+    check_statistics,
     check_unit_range,
     check_video,
 )
@@ -108,11 +109,7 @@ def to_float(video: Tensor, op: ops.ToFloat) -> Tensor:
 
 def _normalize(parts: Parts, op: ops.Normalize, engine: Engine) -> Parts:
     planes = planes_of(parts)
-    if len(op.mean) != len(planes):
-        raise ValueError(
-            f"`mean` and `std` must have one number for each of the {len(planes)} channels of "
-            f"`video`; got {len(op.mean)} and {len(op.std)}"
-        )
+    check_statistics(planes[0].expand(-1, len(planes), -1, -1, -1), op.mean, op.std)
     if not planes[0].is_floating_point():
         planes = [to_float(plane, ops.ToFloat(torch.float32)) for plane in planes]
     dtype = op.dtype or planes[0].dtype
