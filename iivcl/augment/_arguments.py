@@ -110,7 +110,7 @@ def check_boxes(boxes: Tensor, height: int, width: int) -> None:
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Check a dtype that a video of shares of white is to have."""
+    """Check the dtype of a result within [0, 1]."""
     if not dtype.is_floating_point:
         raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
 

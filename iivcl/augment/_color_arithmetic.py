@@ -130,7 +130,8 @@ def hue_of_whole(parts: Parts, shift: Tensor, white: int) -> Parts:
     sixth = sixths.floor()
     row = sixth.long() % 6
     channels = constant(_CHANNELS, row)[row]  # (B, 8)
-    channels = channels + kept(_first_channels, len(video), like=video)
+    first = kept(torch.arange, 0, 3 * len(video), 3, like=video)  # (B,), of each clip
+    channels = channels + first.unsqueeze(1)
     moving = video.flatten(0, 1)[channels[:, :5]].to(video.dtype)
     own, ahead, behind = moving[:, :3], moving[:, 1:4], moving[:, 2:]
     lowest, highest = own.amin(1, keepdim=True), own.amax(1, keepdim=True)
@@ -149,10 +150,6 @@ def _channels(sixth: int) -> tuple[int, ...]:
 
 
 _CHANNELS = tuple(_channels(sixth) for sixth in range(6))
-
-
-def _first_channels(num_clips: int, device: torch.device) -> Tensor:
-    return torch.arange(0, 3 * num_clips, 3, device=device).view(-1, 1)
 
 
 def _pick(first: bool, one: Tensor, other: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def resample(video: Tensor, op: ops.Resample, dtype: torch.dtype | None = None) 
     """Cut and resize, with products in a dtype."""
     check_boxes(op.boxes, *video.shape[-2:])
     weights = resize_weights(op.boxes.to(wide(video)), video.shape[-2:], op.size)
-    return separable([video], *weights, dtype=dtype)
+    return separable(video, *weights, dtype=dtype)
 
 
 def _center_crop(video: Tensor, op: ops.CenterCrop) -> Tensor:
@@ -95,7 +95,7 @@ def _blur(video: Tensor, op: ops.Blur) -> Tensor:
     horizontal = gaussian_weights(sigma, op.kernel_size, width)  # (B, W, W)
     is_square = height == width
     vertical = horizontal if is_square else gaussian_weights(sigma, op.kernel_size, height)
-    return separable([video], vertical, horizontal)
+    return separable(video, vertical, horizontal)
 
 
 # --- what pixels hold ----------------------------------------------------------------------------
