@@ -18,7 +18,7 @@ from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_reach
 from iivcl.augment._batched_jitter import is_jitter, jitter
 from iivcl.augment._color_arithmetic import Parts, planes_of
-from iivcl.augment._constants import per_channel
+from iivcl.augment._constants import row
 from iivcl.augment._reference import REFERENCE, Engine, by_channel, joined, resample, run, to_float
 from iivcl.augment._separable import gaussian_taps, reflected, wide
 
@@ -72,8 +72,9 @@ def _normalize(video: Tensor, op: ops.Normalize) -> Tensor:
     if len(op.mean) != video.shape[1] or not video.is_floating_point():
         return run((op,), video)
     values = video.to(wide(video))
-    scale = per_channel(tuple(1 / std for std in op.std), values)
-    offset = per_channel(tuple(-m / std for m, std in zip(op.mean, op.std, strict=True)), values)
+    scale = row(tuple(1 / std for std in op.std), values)
+    offset = row(tuple(-m / std for m, std in zip(op.mean, op.std, strict=True)), values)
+    scale, offset = scale.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1)
     return torch.addcmul(offset, values, scale).to(op.dtype or video.dtype)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
 from iivcl.augment._color_arithmetic import Parts, planes_of
-from iivcl.augment._constants import kept
+from iivcl.augment._constants import kept, row
 from iivcl.augment._separable import wide
 
 __all__ = ["is_jitter", "jitter"]
@@ -42,7 +42,7 @@ def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: boo
     (black,), (mean,), (gray,), (hue,) = op.programs
     dtype, white = wide(parts[0]), color.white_of(parts[0])
     # Six slots for blends, of which three come before hue: at which turn, and which blend.
-    turn, hue_turn = kept(_turns, like=op.order), _turn_of(_HUE, op.order)  # (6,), (B, 1)
+    turn, hue_turn = row((0, 1, 2, 1, 2, 3), op.order), _turn_of(_HUE, op.order)  # (6,), (B, 1)
     which = op.order[:, turn]  # (B, 6)
     happens = torch.cat([turn[:3] < hue_turn, turn[3:] > hue_turn], dim=1)
     if where is not None:
@@ -76,12 +76,6 @@ def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: boo
         blends, shift = _blends(shares, 0 * level), shift + 0 * level
         changed = _chain(values, blends, shift, white, level)
     return [part.to(parts[0].dtype) for part in changed]
-
-
-def _turns(device: torch.device) -> Tensor:
-    """Those of the three slots before hue, and of the three after it."""
-    slot = torch.arange(6, device=device)
-    return slot - 2 * (slot >= 3)
 
 
 def _turn_of(kind: int, order: Tensor) -> Tensor:
