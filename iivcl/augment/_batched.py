@@ -8,7 +8,6 @@ numbers that change nothing, and the blur in a graph, where it is a sum of shift
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -53,19 +52,15 @@ def _where(parts: Parts, op: ops.Where, engine: Engine) -> Parts:
     if isinstance(own, ops.Blur):
         sigma = torch.where(op.where, own.sigma, _NO_BLUR)
         return engine[ops.Blur](parts, ops.Blur(sigma, own.kernel_size), engine)
-    if _can_jitter(own, parts):
+    if is_jitter(own, parts):
         return jitter(parts, own, op.where, compiled=engine is not BATCHED)
     return REFERENCE[ops.Where](parts, op, engine)
 
 
 def _in_order(parts: Parts, op: ops.InOrder, engine: Engine) -> Parts:
-    if _can_jitter(op, parts):
+    if is_jitter(op, parts):
         return jitter(parts, op, None, compiled=engine is not BATCHED)
     return REFERENCE[ops.InOrder](parts, op, engine)
-
-
-def _can_jitter(op: object, parts: Parts) -> bool:
-    return is_jitter(op) and len(planes_of(parts)) in (1, 3)
 
 
 def _normalize(video: Tensor, op: ops.Normalize) -> Tensor:
@@ -86,8 +81,8 @@ def _blur_by_taps(parts: Parts, op: ops.Blur, engine: Engine) -> Parts:
     values = [part.to(sigma.dtype) for part in parts]
     for axis in (4, 3):
         source = reflected(parts[0].shape[axis], op.kernel_size // 2, sigma.device).unbind(1)
-        sum_of_taps = partial(_sum_of_taps, taps=taps, axis=axis, source=source)
-        values = list(map(sum_of_taps, values))  # torch 2.4 cannot compile it as a comprehension
+        for i, value in enumerate(values):  # torch 2.4 cannot compile it as a comprehension
+            values[i] = _sum_of_taps(value, taps, axis, source)
     if not parts[0].is_floating_point():
         values = [value.round() for value in values]
     return [value.to(parts[0].dtype) for value in values]

@@ -19,11 +19,11 @@ __all__ = ["is_jitter", "jitter"]
 _MEAN, _GRAY, _HUE = 1, 2, 3  # the places of these operations in a jitter
 
 
-def is_jitter(op: Any) -> bool:
-    """Whether this is what :class:`ColorJitter` describes."""
+def is_jitter(op: Any, parts: Parts) -> bool:
+    """Whether this is what :class:`ColorJitter` describes, and the video gray or RGB."""
     programs = op.programs if isinstance(op, ops.InOrder) else ()
     kinds = [getattr(own[0], "other", type(own[0])) for own in programs if len(own) == 1]
-    return kinds == ["black", "mean", "gray", ops.Hue]
+    return kinds == ["black", "mean", "gray", ops.Hue] and len(planes_of(parts)) in (1, 3)
 
 
 def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: bool) -> Parts:

@@ -54,30 +54,23 @@ class _LazyClip:
             the size of a clip costs more than the arithmetic.
     """
 
-    shape: torch.Size  # of the result
-    dtype: torch.dtype
-    memory_format: torch.memory_format
-    _video: Tensor  # x, of which a gray one may have a single channel
-    _is_own: bool  # whether x may be written to
-    _is_result: bool  # whether nothing is left to be done
-    _is_within_range: bool | None  # [0, 1]; None: not looked at
-    _scale: float
-    _mix: float
-    _bias: float | Tensor  # a number, or one for each frame (T, 1, 1)
-    _mean: Sequence[float]  # by which the result is normalised
-    _std: Sequence[float]
-
     def __init__(self, video: Tensor, scratch: dict[Any, Tensor]) -> None:
         self._scratch, self._turn = scratch, 0
         self._replace(video)
 
     def _replace(self, video: Tensor) -> None:
         """Go on with another video, to which nothing is left to be done."""
-        self.shape, self.dtype, self._video = video.shape, video.dtype, video
+        self._video = video  # x, of which a gray one may have a single channel
+        self._is_own = False  # whether x may be written to
+        self._is_result = True  # whether nothing is left to be done
+        self._is_within_range: bool | None = None  # [0, 1]; None: not looked at
+        self._scale, self._mix = 1.0, 0.0
+        self._bias: float | Tensor = 0.0  # a number, or one for each frame (T, 1, 1)
+        # The result has a shape, dtype and order in memory, and is normalised by these numbers.
+        self.shape, self.dtype = video.shape, video.dtype
         self.memory_format = torch.contiguous_format
-        self._is_own, self._is_result, self._is_within_range = False, True, None
-        self._scale, self._mix, self._bias = 1.0, 0.0, 0.0
-        self._mean, self._std = [0.0] * self.shape[1], [1.0] * self.shape[1]
+        self._mean: Sequence[float] = [0.0] * self.shape[1]
+        self._std: Sequence[float] = [1.0] * self.shape[1]
 
     def run(self, program: ops.Program) -> None:
         """Execute a program with the numbers of this clip."""
@@ -168,9 +161,8 @@ class _LazyClip:
         planes = planes_of([self._values(mixed=True)])
         if len(planes) == 3:
             self._video = self._spare()
-            outs = planes_of([self._video])
             scratch = [self._take(f"plane {i}", planes[0].shape) for i in range(4)]
-            color.hue(planes, op.shift.item(), 1, outs=outs, scratch=scratch)
+            color.hue(planes, op.shift.item(), 1, [*planes_of([self._video]), *scratch])
 
     def _normalize(self, op: ops.Normalize) -> None:
         check_statistics(self._video.expand(self.shape), op.mean, op.std)

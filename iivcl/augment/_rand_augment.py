@@ -129,14 +129,8 @@ _OPERATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], bool]] = {
     "identity": (lambda x, level: x, False),
     "shear_x": (lambda x, level: _shear(x, 0.3 * level, 0), True),
     "shear_y": (lambda x, level: _shear(x, 0, 0.3 * level), True),
-    "translate_x": (
-        lambda x, level: _shift(x, level, 0),
-        True,
-    ),
-    "translate_y": (
-        lambda x, level: _shift(x, 0, level),
-        True,
-    ),
+    "translate_x": (lambda x, level: _shift(x, level, 0), True),
+    "translate_y": (lambda x, level: _shift(x, 0, level), True),
     "rotate": (lambda x, level: V.rotate(x, 30 * level), True),
     "brightness": (partial(_blend, other="black"), True),
     "color": (partial(_blend, other="gray"), True),

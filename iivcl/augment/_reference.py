@@ -170,8 +170,7 @@ def _on_frames(video: Tensor, op: ops.OnFrames) -> Tensor:
 
 def _where(parts: Parts, op: ops.Where, engine: Engine) -> Parts:
     changed = run_parts(op.program, parts, engine)
-    if len(changed) != len(parts):
-        parts = [_join(parts)] if len(changed) == 1 else planes_of(parts)
+    parts = [_join(parts)] if len(changed) == 1 else planes_of(parts)
     chosen, where = [], op.where.view(-1, 1, 1, 1, 1)
     for before, after in zip(parts, changed, strict=True):
         check_kept((before.shape, before.dtype), (after.shape, after.dtype))

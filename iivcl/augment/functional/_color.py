@@ -12,16 +12,8 @@ from iivcl.augment._arguments import check_dtype, check_mean_std, check_video
 from iivcl.augment._color_arithmetic import white_of
 from iivcl.augment._engine import execute
 
-__all__ = [
-    "adjust_brightness",
-    "adjust_contrast",
-    "adjust_hue",
-    "adjust_saturation",
-    "normalize",
-    "solarize",
-    "to_float",
-    "to_grayscale",
-]
+__all__ = ["adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation"]
+__all__ += ["normalize", "solarize", "to_float", "to_grayscale"]
 
 
 def to_float(video: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
