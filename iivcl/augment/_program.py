@@ -166,7 +166,8 @@ def check_program(program: Program, num_clips: int) -> None:
     """Check the numbers of every operation; its pixels are checked when they are there."""
     batch = num_clips, "video"
     for op in program:
-        for name, value in zip(op._fields, op, strict=True):
+        for name in type(op)._fields:
+            value = getattr(op, name)
             if name in _SHAPES:
                 check_shape(name, value, _SHAPES[name], B=batch)
             elif name in _BOUNDS:
