@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iivcl._checks import common_dtype
 from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_reach
 from iivcl.augment._batched_jitter import is_jitter, jitter
 from iivcl.augment._color_arithmetic import Parts, planes_of
 from iivcl.augment._constants import row
 from iivcl.augment._reference import REFERENCE, Engine, by_channel, joined, resample, run, to_float
-from iivcl.augment._separable import gaussian_taps, reflected, wide
+from iivcl.augment._separable import gaussian_taps, reflected
 
 __all__ = ["BATCHED", "COMPILED", "COMPILED_APART"]
 
@@ -66,7 +67,7 @@ def _in_order(parts: Parts, op: ops.InOrder, engine: Engine) -> Parts:
 def _normalize(video: Tensor, op: ops.Normalize) -> Tensor:
     if len(op.mean) != video.shape[1] or not video.is_floating_point():
         return run((op,), video)
-    values = video.to(wide(video))
+    values = video.to(common_dtype(video))
     scale = row(tuple(1 / std for std in op.std), values)
     offset = row(tuple(-m / std for m, std in zip(op.mean, op.std, strict=True)), values)
     scale, offset = scale.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1)
@@ -76,7 +77,7 @@ def _normalize(video: Tensor, op: ops.Normalize) -> Tensor:
 def _blur_by_taps(parts: Parts, op: ops.Blur, engine: Engine) -> Parts:
     """Blur by a sum of shifted videos, of which a compiler makes one pass for each direction."""
     check_reach(op.kernel_size, *parts[0].shape[-2:])
-    sigma = op.sigma.to(wide(parts[0]))
+    sigma = op.sigma.to(common_dtype(parts[0]))
     taps = gaussian_taps(sigma, op.kernel_size).view(-1, op.kernel_size, 1, 1, 1, 1).unbind(1)
     values = [part.to(sigma.dtype) for part in parts]
     for axis in (4, 3):

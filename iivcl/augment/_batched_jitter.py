@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iivcl._checks import common_dtype
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
 from iivcl.augment._color_arithmetic import Parts, planes_of
 from iivcl.augment._constants import kept, row
-from iivcl.augment._separable import wide
 
 __all__ = ["is_jitter", "jitter"]
 
@@ -40,7 +40,7 @@ def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: boo
         compiled: Whether to compute in planes what a compiler joins into two passes.
     """
     (black,), (mean,), (gray,), (hue,) = op.programs
-    dtype, white = wide(parts[0]), color.white_of(parts[0])
+    dtype, white = common_dtype(parts[0]), color.white_of(parts[0])
     # Six slots for blends, of which three come before hue: at which turn, and which blend.
     turn, hue_turn = row((0, 1, 2, 1, 2, 3), op.order), _turn_of(_HUE, op.order)  # (6,), (B, 1)
     which = op.order[:, turn]  # (B, 6)

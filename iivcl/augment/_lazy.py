@@ -35,9 +35,9 @@ _REACH = 6.0  # sigmas: what a tap weighs out there, exp(-18), is lost in roundi
 def run(program: ops.Program, video: Tensor) -> Tensor:
     """Execute a program on (B, C, T, H, W), B at least 1."""
     out, scratch = video, dict[Any, Tensor]()
-    for i, own in enumerate(ops.split_clips(program, len(video)) if program else ()):
+    for i in range(len(video)):
         clip = _LazyClip(video[i : i + 1], scratch)
-        clip.run(own)
+        clip.run(ops.of_clip(program, i))
         if i == 0:
             kind: dict[str, Any] = {"dtype": clip.dtype, "memory_format": clip.memory_format}
             out = torch.empty((len(video), *clip.shape[1:]), device="cpu", **kind)
@@ -108,15 +108,11 @@ class _LazyClip:
             self.run(op.program)
             reference.check_kept(before, (self.shape, self.dtype))
 
-    def _in_order(self, op: ops.InOrder) -> None:
-        for index in op.order.flatten().tolist():
-            self.run(op.programs[index])
-
     def _choose(self, op: ops.Choose) -> None:
         self.run(op.programs[int(op.which.item())])
 
-    def _expand(self, op: ops.ResizeShortSide) -> None:
-        self.run(op.expand(self.result()))
+    def _expand(self, op: ops.InOrder | ops.ResizeShortSide) -> None:
+        self.run(op.expand(self._video))
 
     def _resample(self, op: ops.Resample) -> None:
         video = self.result()
@@ -243,7 +239,7 @@ def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
 
 _EXECUTE: dict[type, Callable[[_LazyClip, Any], None]] = {
     ops.Where: _LazyClip._where,
-    ops.InOrder: _LazyClip._in_order,
+    ops.InOrder: _LazyClip._expand,
     ops.Choose: _LazyClip._choose,
     ops.ResizeShortSide: _LazyClip._expand,
     ops.Resample: _LazyClip._resample,

@@ -19,7 +19,7 @@ from iivcl.augment._arguments import check_channels, check_numbers, check_statis
 __all__ = ["Blend", "Blur", "Call", "CenterCrop", "Choose", "Flip", "Gray", "Hue", "InOrder"]
 __all__ += ["Layout", "Normalize", "OnFrames", "Program", "Resample", "ResizeShortSide", "Solarize"]
 __all__ += ["ToFloat", "Where", "check_layout", "check_program", "map_tensors"]
-__all__ += ["short_side_size", "split_clips", "tensors_of"]
+__all__ += ["of_clip", "short_side_size", "tensors_of"]
 
 Program = tuple[Any, ...]
 """Operations, each of a class below."""
@@ -215,19 +215,11 @@ def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
         return change(tree)
     if not isinstance(tree, tuple):
         return tree
-    return _like(tree, [map_tensors(change, value) for value in tree])
-
-
-def split_clips(tree: Any, num_clips: int) -> Sequence[Any]:
-    """Split nested tuples of (B, ...) tensors into those of each clip, (1, ...)."""
-    if isinstance(tree, Tensor):
-        return torch.split(tree, 1)
-    if not isinstance(tree, tuple) or not tree:
-        return [tree] * num_clips
-    of_clips = zip(*(split_clips(value, num_clips) for value in tree), strict=True)
-    return [_like(tree, values) for values in of_clips]
-
-
-def _like(tree: tuple[Any, ...], values: Any) -> tuple[Any, ...]:
-    """Make a tuple, or a named one, of the kind of ``tree``."""
+    values = [map_tensors(change, value) for value in tree]
     return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+
+
+def of_clip(program: Program, i: int) -> Program:
+    """The program of one clip of the batch."""
+    own: Program = map_tensors(lambda value: value[i : i + 1], program)
+    return own

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iivcl._checks import common_dtype
 from iivcl._precision import without_autocast
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
@@ -27,7 +28,7 @@ from iivcl.augment._arguments import (
     check_video,
 )
 from iivcl.augment._color_arithmetic import Parts, planes_of
-from iivcl.augment._separable import gaussian_weights, resize_weights, separable, wide
+from iivcl.augment._separable import gaussian_weights, resize_weights, separable
 
 __all__ = ["REFERENCE", "Engine", "by_channel", "check_kept", "joined", "resample", "run"]
 __all__ += ["run_parts", "to_float"]
@@ -69,7 +70,7 @@ def by_channel(execute: Callable[[Tensor, Any], Tensor]) -> Callable[..., Parts]
 def resample(video: Tensor, op: ops.Resample, dtype: torch.dtype | None = None) -> Tensor:
     """Cut and resize, with products in a dtype."""
     check_boxes(op.boxes, *video.shape[-2:])
-    weights = resize_weights(op.boxes.to(wide(video)), video.shape[-2:], op.size)
+    weights = resize_weights(op.boxes.to(common_dtype(video)), video.shape[-2:], op.size)
     return separable(video, *weights, dtype=dtype)
 
 
@@ -91,7 +92,7 @@ def _flip(video: Tensor, op: ops.Flip) -> Tensor:
 def _blur(video: Tensor, op: ops.Blur) -> Tensor:
     height, width = video.shape[-2:]
     check_reach(op.kernel_size, height, width)
-    sigma = op.sigma.to(wide(video))
+    sigma = op.sigma.to(common_dtype(video))
     horizontal = gaussian_weights(sigma, op.kernel_size, width)  # (B, W, W)
     is_square = height == width
     vertical = horizontal if is_square else gaussian_weights(sigma, op.kernel_size, height)
@@ -129,7 +130,7 @@ def _recolored(check: Any, change: Callable[[Parts, Any, int], Parts]) -> Callab
     def execute(parts: Parts, op: Any, engine: Engine) -> Parts:
         for part in parts if len(parts) == 3 else [_join(parts)]:
             check(part)
-        values = [part.to(wide(part)) for part in parts]
+        values = [part.to(common_dtype(part)) for part in parts]
         changed = change(values, op, color.white_of(parts[0]))
         return [part.to(parts[0].dtype) for part in changed]
 

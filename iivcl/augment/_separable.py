@@ -7,18 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from iivcl._checks import common_dtype
 from iivcl._precision import without_autocast
 from iivcl.augment._constants import kept
 
 __all__ = ["blurred_clip", "gaussian_taps", "gaussian_weights", "reflected", "resize_weights"]
-__all__ += ["separable", "wide"]
+__all__ += ["separable"]
 
 _BLOCK = 16  # outputs of one banded product: small for few products by zero, large for speed
-
-
-def wide(video: Tensor) -> torch.dtype:
-    """The dtype to compute with: that of the video, at least float32."""
-    return torch.promote_types(video.dtype, torch.float32)
 
 
 def separable(
@@ -37,7 +33,7 @@ def separable(
     Returns:
         (B, C, T, h, w) in the dtype of the video.
     """
-    dtype = dtype or wide(video)
+    dtype = dtype or common_dtype(video)
     # With the rows of its frames side by side, a clip takes one product for each direction.
     rows_first = video.permute(0, 3, 1, 2, 4)  # (B, H, C, T, W)
     frames = rows_first.to(dtype, memory_format=torch.contiguous_format)

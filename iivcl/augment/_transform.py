@@ -158,8 +158,6 @@ def read(transform: Transform[Any], drawn: Drawn) -> Any:
     """Parameters of a transform; one with a ``make_params`` of its own draws them now."""
     if type(transform).make_params is not Transform.make_params:
         # It sees a stand-in of the size that the video will have then, which holds one number.
-        one = drawn.video[..., :1, :1]
-        return transform.make_params(
-            one.expand(*drawn.video.shape[:-2], *drawn.size), drawn.generator
-        )
+        stand_in = drawn.video[..., :1, :1].expand(*drawn.video.shape[:-2], *drawn.size)
+        return transform.make_params(stand_in, drawn.generator)
     return transform._read(drawn)
