@@ -75,8 +75,8 @@ class RandomResizedCrop(Transform[CropParams]):
         return [self.scale] * _ATTEMPTS + [half_log_ratio] * _ATTEMPTS + [(0.0, 1.0)] * 2
 
     def _read(self, drawn: Drawn) -> CropParams:
-        share, half_log_ratio = (drawn.after(i * _ATTEMPTS).numbers(_ATTEMPTS) for i in range(2))
-        corner = drawn.after(2 * _ATTEMPTS).numbers(2)
+        counts = [_ATTEMPTS, _ATTEMPTS, 2]
+        share, half_log_ratio, corner = drawn.numbers(sum(counts)).split(counts, dim=1)
         # The logarithms of height and width, and then both negated, so that one comparison says
         # whether they round to at least 1 and at most the frame: (B, 4, attempts).
         sign, of_ratio, half_area, limit, one_more, fallback = self._constants(*drawn.size, share)
@@ -90,14 +90,13 @@ class RandomResizedCrop(Transform[CropParams]):
         return CropParams(box.long())
 
     def _constants(self, height: int, width: int, like: Tensor) -> Sequence[Tensor]:
-        half_area = 0.5 * math.log(height * width)
-        bounds = height + 0.499, width + 0.499, 1 / 0.501, 1 / 0.501
+        log, half_area = math.log, 0.5 * math.log(height * width)
         middle = 0.5 - 1e-6  # of an even number of places the one before
         table = (
             (0.5, 0.5, -0.5, -0.5),
             (-1.0, 1.0, 1.0, -1.0),
             (half_area, half_area, -half_area, -half_area),
-            tuple(math.log(bound) for bound in bounds),
+            (log(height + 0.499), log(width + 0.499), -log(0.501), -log(0.501)),
             (height + 1.0, width + 1.0, 0.0, 0.0),
             (middle, middle, *self._largest_central(height, width)),
         )
