@@ -51,7 +51,7 @@ def resize_short_side(video: Tensor, size: int) -> Tensor:
         (B, C, T, H', W') in the dtype of ``video``; the input itself when it has that size.
 
     Raises:
-        TypeError: ``video`` is neither uint8 nor floating.
+        TypeError: ``video`` is neither uint8 nor floating, or ``size`` is no integer.
         ValueError: ``video`` has another rank, or ``size`` is below 1.
 
     Example:
