@@ -92,24 +92,18 @@ class RandomResizedCrop(Transform[CropParams]):
     def _constants(self, height: int, width: int, like: Tensor) -> Sequence[Tensor]:
         log, half_area = math.log, 0.5 * math.log(height * width)
         middle = 0.5 - 1e-6  # of an even number of places the one before
+        low, high = self.ratio  # width over height, within which the largest box is:
+        largest = max(1, min(height, round(width / low))), max(1, min(width, round(height * high)))
         table = (
             (0.5, 0.5, -0.5, -0.5),
             (-1.0, 1.0, 1.0, -1.0),
             (half_area, half_area, -half_area, -half_area),
             (log(height + 0.499), log(width + 0.499), -log(0.501), -log(0.501)),
             (height + 1.0, width + 1.0, 0.0, 0.0),
-            (middle, middle, *self._largest_central(height, width)),
+            (middle, middle, *largest),
         )
         rows = constant(table, like).unsqueeze(2).unbind(0)  # (4, 1) each
         return *rows[:4], rows[4][:2, 0], rows[5][:, 0]
-
-    def _largest_central(self, height: int, width: int) -> tuple[int, int]:
-        low, high = self.ratio
-        if width < low * height:
-            return max(1, round(width / low)), width
-        if width > high * height:
-            return height, max(1, round(height * high))
-        return height, width
 
     def __repr__(self) -> str:
         low, high = self.ratio

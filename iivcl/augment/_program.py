@@ -197,9 +197,8 @@ def _inner(op: Any) -> Sequence[Program]:
 
 def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width once the short side has ``size`` pixels."""
-    if height <= width:
-        return size, int(size * width / height)
-    return int(size * height / width), size
+    short = min(height, width)
+    return int(size * height / short), int(size * width / short)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
