@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from iivcl import IIVCLLoss, NNSupportQueue
+from iivcl import IIVCLLoss, NNSupportQueue, queues
 from iivcl.losses import multi_positive_info_nce
 from iivcl.queues import Neighbors
 
@@ -111,9 +111,7 @@ def mutual(pair: Pair, look: Lookup) -> Pair:
 
 def agreed(pair: Pair, look: Lookup) -> Pair:
     """Keep rows that both clips of the video have found."""
-    rows = [found.indices.where(found.valid, -1 - i) for i, found in enumerate(pair)]
-    same = rows[0][:, :, None] == rows[1][:, None]  # (B, k, k)
-    return [_only(pair[0], same.any(2)), _only(pair[1], same.any(1))]
+    return [*queues.agreed(*pair)]
 
 
 def _only(found: Neighbors, keep: Tensor) -> Neighbors:
@@ -255,6 +253,7 @@ METHODS: dict[str, Method] = {
     "mean": Method(find=nearest_to_mean(5)),
     "gate-takes": Method(find=GATE, ids="takes"),
     "second-view": Method(find=nearest(5), lookup="changes"),
+    "agreed-second-view": Method(find=kept(nearest(5), agreed), lookup="changes"),
     "gate-second-view": Method(find=GATE, lookup="changes"),
     "both-views": Method(find=nearest(5), lookup="both"),
     "both-views-takes": Method(find=nearest(5), lookup="both", ids="takes"),

@@ -56,6 +56,7 @@ from iivcl import IIVCLLoss, MoCoQueue, NNSupportQueue, augment, backbones
 from iivcl.distributed import all_gather_cat, batch_shuffle, batch_unshuffle, rank, world_size
 from iivcl.losses import multi_positive_info_nce
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
+from iivcl.queues import Neighbors, agreed
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {  # a GPU or a few, some thousand videos
@@ -97,6 +98,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--form", "out", "several positives", choices=("out", "in", "per_positive"))
     add("--momentum", 0.994, "of the key encoder, rising to 1", type=float)
     add("--neighbors", 5, "positives of other videos", type=int)
+    add("--accept", "agreed", "those that both clips find, or all", choices=("agreed", "all"))
     add("--inter-weight", 1.0, "of their term", type=float)
     add("--inter-start", 0.4, "share of the steps without it", type=float)
     add("--batch-size", None, "videos per step, over all ranks", type=int)
@@ -214,14 +216,32 @@ def momentum_contrast(
         num_neighbors=args.neighbors, temperature=args.temperature, form=args.form,
         batch_negatives=args.negatives == "queue+batch",
     )  # fmt: skip
+    found: list[Neighbors | None] = [None] * args.clips  # what the others of a clip find
+    if args.neighbors and args.accept == "agreed":
+        found = [*agreed_neighbors(key, ids, run, args)]
     outs = []
     for i in range(args.clips):
         others = torch.cat([key[:, :i], key[:, i + 1 :]], dim=1)  # (B, V - 1, D)
-        outs.append(criterion(query[:, i], others, run.queue, ids=ids))
+        outs.append(criterion(query[:, i], others, run.queue, ids=ids, neighbors=found[i]))
     intra = torch.stack([out.intra for out in outs]).mean()
     inter = torch.stack([out.inter for out in outs]).mean()
     terms = {"loss": intra + inter_weight * inter, "intra": intra, "inter": inter}
     return Output(terms, query, key)
+
+
+def agreed_neighbors(
+    key: Tensor, ids: Tensor, run: Run, args: argparse.Namespace
+) -> list[Neighbors]:
+    """Find for each clip the rows that its key and the mean of the others of its video agree on.
+
+    They err less often than what one finds: docs/explanation/evidence.md.
+    """
+    look_up = partial(run.queue.nearest, k=args.neighbors, ids=ids)
+    own = [look_up(clip) for clip in key.unbind(1)]
+    rest = own[::-1]
+    if args.clips > 2:
+        rest = [look_up(key.sum(1) - clip) for clip in key.unbind(1)]
+    return [agreed(theirs, mine)[0] for theirs, mine in zip(rest, own, strict=True)]
 
 
 def batch_contrast(

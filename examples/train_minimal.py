@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones, data
+from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones, data, queues
 from iivcl.diagnostics import embedding_std, neighbor_purity
 from iivcl.evaluation import extract_features, retrieval_recall
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
@@ -47,7 +47,7 @@ SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3, inter_start=0.4)
 REAL = Setting(1000, 2, 40, (0.4, 1.0), MILD, 1e-3, inter_start=0.75)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
-QUEUE_SIZE, NUM_NEIGHBORS, TEMPERATURE = 512, 5, 0.1
+QUEUE_SIZE, NUM_NEIGHBORS, TEMPERATURE = 512, 5, 0.1  # those count that both clips find
 MOMENTUM = 0.98  # of the key encoder, rising to 1; a longer run wants it nearer to 1
 
 
@@ -151,7 +151,7 @@ def main() -> None:
     encoder = nn.Sequential(backbone, head).to(args.device, memory_format=torch.channels_last_3d)
     key_encoder, untrained = momentum_copy(encoder), momentum_copy(backbone)
     queue = NNSupportQueue(QUEUE_SIZE, DIM).to(args.device)
-    loss_fn = IIVCLLoss(num_neighbors=NUM_NEIGHBORS, temperature=TEMPERATURE, batch_negatives=True)
+    loss_fn = IIVCLLoss(temperature=TEMPERATURE, batch_negatives=True)
     optimizer = torch.optim.AdamW(encoder.parameters(), setting.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
@@ -164,10 +164,11 @@ def main() -> None:
             views, ids = colours(clips.to(args.device).flatten(0, 1)), ids.to(args.device)
             query = F.normalize(encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
             with torch.no_grad():
-                momentum = cosine_momentum(step, steps, base=MOMENTUM)
-                momentum_update_(key_encoder, encoder, momentum)
+                momentum_update_(key_encoder, encoder, cosine_momentum(step, steps, base=MOMENTUM))
                 key = F.normalize(key_encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
-            outs = [loss_fn(query[:, i], key[:, 1 - i], queue, ids=ids) for i in (0, 1)]
+            near = queues.agreed(*(queue.nearest(k, NUM_NEIGHBORS, ids=ids) for k in key.unbind(1)))
+            each = zip(query.unbind(1), key.flip(1).unbind(1), near[::-1], strict=True)
+            outs = [loss_fn(q, k, queue, ids=ids, neighbors=found) for q, k, found in each]
             inter_weight = float(step >= setting.inter_start * steps)
             loss = sum(out.intra + inter_weight * out.inter for out in outs) / 2
             optimizer.zero_grad()
@@ -175,9 +176,8 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             spread = embedding_std(query[:, 0]).item()  # 0: all are alike; at best 1 / sqrt(DIM)
-            near = outs[0].neighbors  # rows of the queue as it is now
-            purity = neighbor_purity(near, label_of[queue.ids], label_of[ids])
-            similarity = near.similarity[near.valid].mean()
+            purity = neighbor_purity(near[0], label_of[queue.ids], label_of[ids])
+            similarity = near[0].similarity[near[0].valid].mean()
             found = ("purity", purity) if has_classes else ("similarity", similarity)
             queue.enqueue(key.flatten(0, 1), ids.repeat_interleave(2))
             shown = {"loss": loss.item(), "std": spread, found[0]: found[1].item()}

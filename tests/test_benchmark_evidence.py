@@ -76,6 +76,28 @@ def test_a_cell_is_written_and_not_run_again(
     assert [file.stat().st_mtime_ns for file in sorted(out.iterdir())] == before
 
 
+def test_methods_that_share_their_first_steps_end_as_if_each_ran_alone(
+    evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results and curves are the same to the last bit, whatever ran before in the process."""
+    tiny = {"num_videos": 15, "num_classes": 3, "size": 32, "num_frames": 8}
+    monkeypatch.setitem(evidence.GENERATED, "tiny", tiny)
+    videos = evidence.load_set("tiny", tmp_path, tmp_path)
+    split = evidence.fold(videos, 0)
+
+    def run(method: str) -> Any:
+        return evidence.run_cell(videos, split, method, steps=5, seed=0)
+
+    states = importlib.import_module("_evidence_cell")._STATES
+    together = [run(method) for method in ("intra", "k1", "own-head", "twice", "late", "soft-own")]
+    (kept,) = states.values()
+    assert sorted(sorted(of_parts) for of_parts in kept.values()) == [[2], [2, 4]]
+    states.clear()
+    alone = run("soft-own")
+    assert json.dumps(alone) == json.dumps(together[-1])
+    assert json.dumps(alone) != json.dumps(together[1])
+
+
 def test_time_bounds_a_call_and_leaves_nothing_half_written(
     evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

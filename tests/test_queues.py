@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from iivcl import IIVCLLoss, MoCoQueue, NNSupportQueue
+from iivcl.losses import multi_positive_info_nce
+from iivcl.queues import agreed
 
 
 def rows_in_order(queue: MoCoQueue) -> list[tuple[int, list[float]]]:
@@ -73,6 +75,61 @@ def test_nearest_equals_brute_force(
         assert (found.indices[b, n:] == 0).all()
         assert found.similarity[b, :n].tolist() == pytest.approx(values[b], abs=1e-6)
         assert set(found.indices[b, :n].tolist()) == set(rows[b])
+
+
+@given(
+    rows=st.integers(1, 12),
+    sizes=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    queries=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=100, deadline=None)
+def test_agreed_rows_are_the_common_ones_by_sets(
+    rows: int, sizes: tuple[int, int], queries: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    queue = NNSupportQueue(rows, 3)
+    count = int(torch.randint(rows + 1, (), generator=generator))  # of rows that were written
+    queue.enqueue(torch.randn(count, 3, generator=generator), torch.arange(count))
+    ids = torch.randint(rows, (queries,), generator=generator)
+    clips = torch.randn(2, queries, 3, generator=generator)
+    given_two = [
+        queue.nearest(clip, min(k, rows), ids=ids) for clip, k in zip(clips, sizes, strict=True)
+    ]
+    kept_two = agreed(*given_two)
+    for found, kept, clip in zip(given_two, kept_two, clips, strict=True):
+        assert [part.shape for part in kept] == [part.shape for part in found]
+        cosine = F.normalize(clip, dim=1) @ queue.keys.T
+        for b in range(queries):
+            common = set.intersection(*(set(f.indices[b][f.valid[b]].tolist()) for f in given_two))
+            best = sorted(common, key=lambda row: -cosine[b, row].item())
+            n, k = len(best), found.indices.shape[1]
+            assert kept.indices[b].tolist() == best + [0] * (k - n)
+            assert kept.valid[b].tolist() == [True] * n + [False] * (k - n)
+            torch.testing.assert_close(kept.similarity[b, :n], cosine[b, best])
+            assert (kept.similarity[b, n:] == -torch.inf).all()
+    for once, again in zip(kept_two, agreed(*kept_two), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+def test_agreed_compiles_and_the_loss_takes_what_it_gives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queue, ids = NNSupportQueue(32, 4), torch.arange(6)
+    queue.enqueue(torch.randn(32, 4, generator=generator), torch.arange(32))
+    clips = torch.randn(2, 6, 4, generator=generator)
+    found = [queue.nearest(clip, 8, ids=ids) for clip in clips]
+    kept = agreed(*found)
+    assert 0 < kept[0].valid.sum() < kept[0].valid.numel()
+    compiled = torch.compile(agreed, fullgraph=True)(*found)
+    for one, other in zip(kept, compiled, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    criterion = IIVCLLoss(num_neighbors=0)
+    out = criterion(clips[0], clips[1], queue, ids=ids, neighbors=kept[1])
+    mask = torch.zeros(6, 32, dtype=torch.bool)
+    mask[kept[1].valid.nonzero()[:, 0], kept[1].indices[kept[1].valid]] = True
+    own = queue.ids == ids[:, None]
+    expected = multi_positive_info_nce(clips[0], queue.keys, mask, ignore_mask=own)
+    torch.testing.assert_close(out.inter, expected)
 
 
 def test_large_ids_are_compared_in_all_their_64_bits() -> None:
@@ -379,6 +436,11 @@ BAD_CALLS = [
         "`query` is on meta but `queue` is on cpu; move them to the same device",
     ),
     (lambda: filled().resize_(0), ValueError, "`size` must be at least 1; got 0"),
+    (
+        lambda: agreed(*(filled().nearest(torch.zeros(n, 2), ids=torch.arange(n)) for n in (3, 2))),
+        ValueError,
+        "`second.indices` must have shape (B, k) with B=3 (from `first`); got (2, 1)",
+    ),
 ]
 
 

@@ -148,29 +148,29 @@ class IIVCLLoss(nn.Module):
             ValueError: A shape or device does not fit, or ids are missing.
             TypeError: An input is not floating-point, or the inter queue has no lookup.
         """
-        given = [(query, key, queue)] if inter is None else [(query, key, queue), inter]
-        for each in given:
-            check_inputs(*each, ids)
-        heads = [self._head(*each, ids) for each in given]
-        if neighbors is None:
-            found = positives = self._look_up(heads[-1], ids)
-        else:
-            found, positives = neighbors, check_neighbors(neighbors, heads[-1])
-        loss, intra, inter_loss = self._terms(heads[-1], ids, positives)
+        given = [(query, check_inputs(query, key, queue, ids), queue)]
         if inter is not None:
-            _, intra, _ = self._terms(heads[0], ids, _no_neighbors(query))
-            loss = torch.add(intra, inter_loss, alpha=self.inter_weight)
+            given.append((inter[0], check_inputs(*inter, ids), inter[2]))
+        with without_autocast(query):
+            heads = [self._head(*each, ids) for each in given]
+            if neighbors is None:
+                found = positives = self._look_up(heads[-1], ids)
+            else:
+                found, positives = neighbors, check_neighbors(neighbors, heads[-1])
+            loss, intra, inter_loss = self._terms(heads[-1], ids, positives)
+            if inter is not None:
+                _, intra, _ = self._terms(heads[0], ids, _no_neighbors(query))
+                loss = torch.add(intra, inter_loss, alpha=self.inter_weight)
         return IIVCLOutput(loss, intra, inter_loss, found)
 
-    def _head(self, query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> _Head:
-        keys, candidates = as_several(query, key, "key"), queue.candidates(ids)
-        with without_autocast(query):
-            is_whole = keys.shape[1] > 0 and queue.placement.row_ranks == 1
-            if is_whole and is_fused(query, self.chunk_size):
-                queries, keys = Queries.beside(query, keys, self.temperature)
-                return _Head(queries, keys, queue, candidates)
-            query, keys = normalize_alike(query, keys.detach())
-        return _Head(query, keys, queue, candidates)
+    def _head(self, query: Tensor, keys: Tensor, queue: MoCoQueue, ids: Tensor | None) -> _Head:
+        unit: Tensor | Queries
+        has_all = keys.shape[1] > 0 and queue.placement.row_ranks == 1
+        if has_all and is_fused(query, self.chunk_size):
+            unit, keys = Queries.beside(query, keys, self.temperature)
+        else:
+            unit, keys = normalize_alike(query, keys.detach())
+        return _Head(unit, keys, queue, queue.candidates(ids))
 
     def _look_up(self, head: _Head, ids: Tensor | None) -> Neighbors:
         keys, queue = head.keys, head.queue
@@ -200,32 +200,30 @@ class IIVCLLoss(nn.Module):
         query, keys, queue, candidates = head
         placement, clips = queue.placement, keys.shape[1]
         others = [placement.others_of_batch(keys, ids)] if self.batch_negatives else []
-        with without_autocast(keys):
-            if isinstance(query, Queries):
-                return self._fused_terms(query, keys, placement, candidates, others, found)
-            scaled = query / self.temperature
-            # One pass over the queue serves both terms: the log-sum-exp of the rows that are no
-            # neighbours, to which the intra term adds the neighbours.
-            rest, neighbor_logits, is_neighbor = placement.log_sum_exp(
-                scaled, candidates, found.indices, found.valid, self.chunk_size
-            )
-            levels = [part.log_sum_exp(scaled, chunk_size=self.chunk_size) for part in others]
-            # No product of matrices: inductor of torch 2.11 writes the gradient of one of a single
-            # row over its factor, the keys, from which `others` have yet to take theirs.
-            clip_logits = (scaled[:, None] * keys).sum(2)
-            # Both terms at once, (B, 2, P + k + 1): the positives of the first are the clips, which
-            # are absent from the second, whose positives are the neighbours.
-            shared = neighbor_logits, torch.stack([rest, *levels], 1)
-            absent = torch.full_like(clip_logits, NO_LOGIT)
-            logits = torch.cat([clip_logits, *shared, absent, *shared], 1)
-            logits = logits.view(len(logits), 2, -1)
-            positive = torch.zeros_like(logits, dtype=torch.bool)
-            positive[:, 0, :clips] = True
-            positive[:, 1, clips : clips + is_neighbor.shape[1]] = is_neighbor
-            intra, inter = row_losses(self.form, logits, positive).sum(0).unbind()
-            every, some = placement.counts(len(keys), is_neighbor.any(1))
-            intra, inter = intra / every, inter / some
-            return torch.add(intra, inter, alpha=self.inter_weight), intra, inter
+        if isinstance(query, Queries):
+            return self._fused_terms(query, keys, placement, candidates, others, found)
+        scaled = query / self.temperature
+        # One pass over the queue serves both terms: the log-sum-exp of the rows that are no
+        # neighbours, to which the intra term adds the neighbours.
+        rest, neighbor_logits, is_neighbor = placement.log_sum_exp(
+            scaled, candidates, found.indices, found.valid, self.chunk_size
+        )
+        levels = [part.log_sum_exp(scaled, chunk_size=self.chunk_size) for part in others]
+        # No product of matrices: inductor of torch 2.11 writes the gradient of one of a single row
+        # over its factor, the keys, from which `others` have yet to take theirs.
+        clip_logits = (scaled[:, None] * keys).sum(2)
+        # Both terms at once, (B, 2, P + k + 1): the positives of the first are the clips, which are
+        # absent from the second, whose positives are the neighbours.
+        shared = neighbor_logits, torch.stack([rest, *levels], 1)
+        absent = torch.full_like(clip_logits, NO_LOGIT)
+        logits = torch.cat([clip_logits, *shared, absent, *shared], 1).view(len(keys), 2, -1)
+        positive = torch.zeros_like(logits, dtype=torch.bool)
+        positive[:, 0, :clips] = True
+        positive[:, 1, clips : clips + is_neighbor.shape[1]] = is_neighbor
+        intra, inter = row_losses(self.form, logits, positive).sum(0).unbind()
+        every, some = placement.counts(len(keys), is_neighbor.any(1))
+        intra, inter = intra / every, inter / some
+        return torch.add(intra, inter, alpha=self.inter_weight), intra, inter
 
     def _fused_terms(
         self,
@@ -270,31 +268,31 @@ class _Head(NamedTuple):
     candidates: Candidates
 
 
-def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> None:
-    """Check what goes into one head's loss."""
+def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | None) -> Tensor:
+    """Check what goes into one head's loss, and return the keys as (B, P, D)."""
     if not isinstance(queue, MoCoQueue):
         raise TypeError(f"`queue` must be a MoCoQueue; got {type(queue).__name__}")
     queue.check_rows("query", query)
-    check_same_device("key", as_several(query, key, "key"), "queue", queue.keys)
+    keys = as_several(query, key, "key")
+    check_same_device("key", keys, "queue", queue.keys)
     queue.check_ids(ids, query, "query")
+    return keys
 
 
 def check_neighbors(found: Neighbors, head: _Head) -> Neighbors:
     """Check neighbours of another lookup: rows that count, each once however often it is named."""
-    batch = head.keys.shape[0], "query"
-    check_shape("neighbors.indices", found.indices, "B k", B=batch)
-    check_mask(
-        "neighbors.valid", found.valid, "B k", B=batch, k=(found.indices.shape[1], "indices")
-    )
-    if found.indices.dtype != torch.int64:
-        raise TypeError(f"`neighbors.indices` must be int64; got {found.indices.dtype}")
-    check_same_device("neighbors.indices", found.indices, "query", head.keys)
-    rows = found.indices.masked_fill(~found.valid, -1)
+    indices, batch = found.indices, (len(head.keys), "query")
+    check_shape("neighbors.indices", indices, "B k", B=batch)
+    check_mask("neighbors.valid", found.valid, "B k", B=batch, k=(indices.shape[1], "indices"))
+    if indices.dtype != torch.int64:
+        raise TypeError(f"`neighbors.indices` must be int64; got {indices.dtype}")
+    check_same_device("neighbors.indices", indices, "query", head.keys)
+    rows = indices.masked_fill(~found.valid, -1)
     again = (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)
     rows, valid = head.queue.placement.counting(head.candidates, rows)
     return Neighbors(found.similarity, rows, valid & ~again)
 
 
 def _no_neighbors(query: Tensor) -> Neighbors:
-    empty = query.new_empty(query.shape[0], 0, dtype=torch.float32)
+    empty = query.new_empty(len(query), 0, dtype=torch.float32)
     return Neighbors(empty, empty.to(torch.int64), empty.to(torch.bool))

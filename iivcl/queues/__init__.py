@@ -2,7 +2,15 @@
 
 from iivcl.queues._moco import MoCoQueue
 from iivcl.queues._planner import Estimate, estimate
-from iivcl.queues._support import Neighbors, NNSupportQueue
+from iivcl.queues._support import Neighbors, NNSupportQueue, agreed
 from iivcl.queues._topk import exact_topk
 
-__all__ = ["Estimate", "MoCoQueue", "NNSupportQueue", "Neighbors", "estimate", "exact_topk"]
+__all__ = [
+    "Estimate",
+    "MoCoQueue",
+    "NNSupportQueue",
+    "Neighbors",
+    "agreed",
+    "estimate",
+    "exact_topk",
+]

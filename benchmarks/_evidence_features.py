@@ -1,0 +1,78 @@
+"""Clips of a set, and features of whole videos: what training and evaluation share."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _evidence_sets import SIZE, Clips
+from torch import Tensor, nn
+
+from iivcl import augment
+from iivcl.data import uniform_clip_starts
+
+MINIMAL = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "train_minimal.py"))
+FRAMES, CLIPS = 16, 4  # of a clip, as in the example; of a video when it is evaluated
+LAST = torch.channels_last_3d
+NORMALIZE = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225,) * 3, memory_format=LAST)
+
+
+def settings(kind: str) -> Any:
+    return MINIMAL["SHAPES" if kind == "shapes" else "REAL"]
+
+
+def clip_of(kind: str) -> dict[str, int]:
+    return {"num_frames": FRAMES, "stride": settings(kind).stride * 16 // FRAMES}
+
+
+def small_encoder(device: str | torch.device) -> nn.Module:
+    encoder: nn.Module = MINIMAL["SmallEncoder"]()
+    return encoder.to(device, memory_format=LAST)
+
+
+def transform_of(kind: str, colours: bool) -> augment.Compose:
+    setting = settings(kind)
+    changes = augment.ColorJitter(**setting.colour), augment.RandomGrayscale(p=0.3)
+    crop = augment.RandomResizedCrop(SIZE, scale=setting.scale)
+    return augment.Compose(crop, augment.ToFloat(), *(changes if colours else ()), NORMALIZE)
+
+
+class Changes(nn.Module):
+    """Show motion alone, (B, 3, T - 1, H, W): another view of the same clip."""
+
+    def forward(self, views: Tensor) -> Tensor:
+        return views.diff(dim=2)
+
+
+CENTER = augment.Compose(augment.ResizeShortSide(SIZE), augment.CenterCrop(SIZE), augment.ToFloat())
+
+
+@torch.no_grad()
+def features_of(features: nn.Module, clips: Clips, places: Tensor) -> Tensor:
+    """Average the features of clips of the centre of each video, (N, D)."""
+    before = features.training
+    features.eval()
+    how = {"clips_per_video": CLIPS}
+    starts = torch.cat([clips.starts(i, uniform_clip_starts, **how) for i in places.tolist()])
+    parts = [features(CENTER(clips.cut(part))) for part in starts.split(8 * CLIPS)]
+    features.train(before)
+    return torch.cat(parts).float().unflatten(0, (-1, CLIPS)).mean(1)
+
+
+def near_videos_of(
+    features: nn.Module, clips: Clips, places: Tensor, count: int, mutual: bool, k: int = 5
+) -> Tensor:
+    """Find for each of ``count`` videos the k nearest of those in ``places``, (count, k) or -1."""
+    whole = features_of(features, clips, places)
+    whole = F.normalize(whole - whole.mean(0), dim=1)
+    near = (whole @ whole.T).fill_diagonal_(-torch.inf).topk(k).indices  # (N, k)
+    if mutual:
+        own = torch.arange(len(near), device=near.device)[:, None, None]
+        near = near.where((near[near] == own).any(2), -1)
+    places = places.to(near.device)
+    table = near.new_full((count, k), -1)
+    table[places] = places[near].where(near >= 0, -1)
+    return table
