@@ -76,7 +76,7 @@ class RandomResizedCrop(Transform[CropParams]):
 
     def _read(self, drawn: Drawn) -> CropParams:
         counts = [_ATTEMPTS, _ATTEMPTS, 2]
-        share, half_log_ratio, corner = drawn.numbers(sum(counts)).split(counts, dim=1)
+        share, half_log_ratio, corner = torch.split(drawn.numbers(sum(counts)), counts, dim=1)
         # The logarithms of height and width, and then both negated, so that one comparison says
         # whether they round to at least 1 and at most the frame: (B, 4, attempts).
         sign, of_ratio, half_area, limit, one_more, fallback = self._constants(*drawn.size, share)
