@@ -41,13 +41,14 @@ def partner(method: str) -> str:
 
 
 def paired(cells: Cells, method: str, metric: str) -> list[float]:
-    """Subtract from a method's results those of its partner of the same fold and seed."""
-    values = {(c["method"], c["fold"], c["seed"]): c["results"][metric] for c in cells}
-    return [
-        value - values[partner(method), fold, seed]
-        for (name, fold, seed), value in values.items()
-        if name == method and (partner(method), fold, seed) in values
-    ]
+    """Subtract from a method's results those of its partner of the same fold, seed and device."""
+    of: dict[str, dict[tuple[Any, ...], float]] = {method: {}, partner(method): {}}
+    for cell in cells:
+        if cell["method"] in of:
+            pair = cell["fold"], cell["seed"], cell["on"]
+            of[cell["method"]][pair] = cell["results"][metric]
+    without = of[partner(method)]
+    return [value - without[pair] for pair, value in of[method].items() if pair in without]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -43,18 +43,23 @@ FAILURES = 5  # after which a call gives up: a GPU that failed once may fail for
 
 
 class Cell(NamedTuple):
-    """One run. Cells of the same set, steps, fold and seed are compared with each other."""
+    """One run. Cells that differ in the method alone are compared with each other.
+
+    Another kind of device rounds differently, from the first step on, which all methods share.
+    """
 
     set: str
     steps: int
     method: str
     fold: int
     seed: int
+    on: str = "cpu"
 
     @property
     def name(self) -> str:
         """Name of its file."""
-        return f"{self.set}-{self.steps}.{self.method}.fold{self.fold}.seed{self.seed}"
+        device = "" if self.on == "cpu" else f".{self.on}"
+        return f"{self.set}-{self.steps}.{self.method}.fold{self.fold}.seed{self.seed}{device}"
 
 
 def place(name: str, number: int) -> tuple[int, int]:
@@ -62,12 +67,12 @@ def place(name: str, number: int) -> tuple[int, int]:
     return (0, number) if name.endswith(OFFICIAL) else (number % FOLDS, number // FOLDS)
 
 
-def plan(sets: Sequence[str], steps: int) -> list[Cell]:
+def plan(sets: Sequence[str], steps: int, on: str = "cpu") -> list[Cell]:
     """List the cells by priority: the headline pair first, what explores, then more pairs."""
 
     def pairs(numbers: range, methods: Sequence[str]) -> list[Cell]:
         return [
-            Cell(name, steps, method, *place(name, number))
+            Cell(name, steps, method, *place(name, number), on)
             for number in numbers
             for name in sets
             for method in methods
@@ -204,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown sets {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     cells = [
         cell
-        for cell in plan(sets, args.steps)
+        for cell in plan(sets, args.steps, torch.device(args.device).type)
         if cell.method in (args.methods or (*BASELINES, *METHODS))
         and (cell.fold, cell.seed) in [place(cell.set, number) for number in range(args.pairs)]
     ]

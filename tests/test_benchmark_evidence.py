@@ -141,7 +141,7 @@ def test_a_cell_that_fails_is_named_and_the_next_is_run(
 
 def cell(method: str, fold: int, recall: float, **curve: float) -> dict[str, Any]:
     results = dict.fromkeys(("recall_at_1", "recall_at_5", "knn", "linear"), recall)
-    place = {"set": "tiny", "steps": 2, "method": method, "fold": fold, "seed": 0}
+    place = {"set": "tiny", "steps": 2, "method": method, "fold": fold, "seed": 0, "on": "cpu"}
     made = {"setting": {}, "cpu_seconds": 1.0, "environment": {}, "results": results}
     return {**place, **made, "curves": [{"step": step, **curve} for step in range(4)]}
 
@@ -159,6 +159,16 @@ def test_table_pairs_by_fold_and_seed_with_the_t_interval(tables: ModuleType) ->
     (line,) = (line for line in tables.tables(cells).splitlines() if "| plain |" in line)
     assert "| 4 | 0.600 |" in line
     assert "| intra | +0.200 [-0.048, +0.448] | +0.200 [-0.048, +0.448] | 3 |" in line
+
+
+def test_cells_of_different_devices_are_no_pair(evidence: ModuleType, tables: ModuleType) -> None:
+    """A GPU rounds differently from the first step on: what all methods of a pair share."""
+    cells = [cell("intra", 0, 0.5), cell("plain", 0, 0.7) | {"on": "cuda"}]
+    assert tables.paired(cells, "plain", "recall_at_1") == []
+    cells += [cell("intra", 0, 0.6) | {"on": "cuda"}]
+    assert tables.paired(cells, "plain", "recall_at_1") == pytest.approx([0.1])
+    names = {evidence.Cell("any", 1, "intra", 0, 0, on).name for on in ("cpu", "cuda")}
+    assert len(names) == 2
 
 
 def test_cells_of_different_settings_are_not_compared(tables: ModuleType) -> None:

@@ -136,7 +136,7 @@ def test_an_interrupted_set_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "people"}, "`kind` must be one of shapes, figures; got 'people'"),
+        ({"kind": "people"}, "`kind` must be one of ('shapes', 'figures'); got 'people'"),
         (
             {"kind": "figures", "num_classes": 14},
             "`num_classes` must be in [2, 13]; got 14",

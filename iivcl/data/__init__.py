@@ -3,10 +3,10 @@
 from iivcl.data._ava import ActionBoxes, read_ava_actions, read_ava_boxes, read_ava_keyframes
 from iivcl.data._container import DecodeError
 from iivcl.data._dataset import VideoClips, collate_clips
-from iivcl.data._failures import Failure
 from iivcl.data._find_videos import find_videos
 from iivcl.data._manifest import Manifest, read_manifest
 from iivcl.data._open_video import open_video, probe, read_clips
+from iivcl.data._readings import Failure
 from iivcl.data._recipe import ClipRecipe
 from iivcl.data._sampling import clip_indices, random_clip_starts, uniform_clip_starts
 from iivcl.data._splits import (

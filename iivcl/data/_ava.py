@@ -16,6 +16,7 @@ from iivcl.data._tables import numbered_lines, read_text, wrong
 
 __all__ = ["ActionBoxes", "read_ava_actions", "read_ava_boxes", "read_ava_keyframes"]
 
+_Keyframe = tuple[str, float]
 _ITEM = re.compile(
     r'\s*(?:item|label)\s*\{(?:\s*(?:name:\s*"([^"]+)"|(?:label_)?id:\s*(\d+)|\w+:\s*\w+))*\s*\}'
 )
@@ -93,9 +94,7 @@ def read_ava_boxes(
     """
     check_at_least(1, num_actions=num_actions)
     check_choice("last", last, ("person", "score"))
-    numbers: dict[
-        tuple[tuple[str, float], tuple[float, ...], float], list[int]
-    ] = {}  # of every box
+    found: dict[tuple[_Keyframe, tuple[float, ...], float], list[int]] = {}  # actions of each box
     for where, line in numbered_lines(Path(csv_file)):
         fields = _fields(line)
         keyframe = _keyframe(where, fields)
@@ -113,16 +112,16 @@ def read_ava_boxes(
             raise wrong(where, "a score in [0, 1] as the last of 8 columns", line)
         if last == "person" and not mark.is_integer():
             raise wrong(where, 'the number of a person at the end (`last="score"`: a score)', line)
-        numbers.setdefault((keyframe, box, mark), []).append(max(int(action), 0))
-    rows = [row for row, actions in enumerate(numbers.values()) for _ in actions]
-    columns = [number for actions in numbers.values() for number in actions]
-    does = torch.zeros(len(numbers), 1 + num_actions, dtype=torch.bool, device="cpu")
+        found.setdefault((keyframe, box, mark), []).append(max(int(action), 0))
+    rows = [row for row, actions in enumerate(found.values()) for _ in actions]
+    columns = [number for actions in found.values() for number in actions]
+    does = torch.zeros(len(found), 1 + num_actions, dtype=torch.bool, device="cpu")
     does[rows, columns] = True  # column 0 is no action
     return ActionBoxes(
-        keyframes=[keyframe for keyframe, _, _ in numbers],
-        boxes=_float64([box for _, box, _ in numbers]).view(-1, 4),
+        keyframes=[keyframe for keyframe, _, _ in found],
+        boxes=_float64([box for _, box, _ in found]).view(-1, 4),
         actions=does[:, 1:].contiguous(),
-        scores=_float64([mark if last == "score" else 1.0 for _, _, mark in numbers]),
+        scores=_float64([mark if last == "score" else 1.0 for _, _, mark in found]),
     )
 
 
@@ -192,7 +191,7 @@ def _fields(line: str) -> list[str]:
     return [field.strip() for field in line.split(",")]
 
 
-def _keyframe(where: str, fields: list[str]) -> tuple[str, float]:
+def _keyframe(where: str, fields: list[str]) -> _Keyframe:
     second = _number(fields[1]) if len(fields) > 1 else math.nan
     if not fields[0] or not 0 <= second < math.inf:
         raise wrong(where, "a video and a second from 0", ",".join(fields))

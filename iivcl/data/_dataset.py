@@ -16,12 +16,10 @@ from torch.utils.data import Dataset, default_collate
 
 from iivcl._checks import check_at_least
 from iivcl.data._container import DecodeError, StrPath
-from iivcl.data._draws import Draws
-from iivcl.data._failures import Failure
 from iivcl.data._manifest import Manifest, as_manifest
 from iivcl.data._open_video import open_video
-from iivcl.data._readings import OnError, Readings, Shared, Skipped
-from iivcl.data._recipe import ClipRecipe, check_recipe
+from iivcl.data._readings import Failure, OnError, Readings, Shared, Skipped
+from iivcl.data._recipe import ClipRecipe, Draws
 
 __all__ = ["VideoClips", "collate_clips"]
 
@@ -84,9 +82,7 @@ class VideoClips(Dataset[Any]):
     ) -> None:
         check_at_least(0, id_offset=id_offset)
         self._id_offset = id_offset
-        self._recipe = check_recipe(recipe)
-        self._transform = transform
-        self._draws = Draws(seed)
+        self._draws = Draws(recipe, transform, seed)
         self._readings = Readings(on_error, failure_log)
         manifest, self._from_manifest = as_manifest(videos)
         self._paths = _Paths(manifest.paths)
@@ -161,12 +157,12 @@ class VideoClips(Dataset[Any]):
         with open_video(
             self.path(index),
             num_frames=int(self._counts.values[index]) or None,
-            approximate=self._recipe.approximate,
-            keep_index=self._recipe.keep_index,
+            approximate=self._draws.recipe.approximate,
+            keep_index=self._draws.recipe.keep_index,
         ) as video:
             self._counts.values[index] = video.num_frames
-            clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
-        clips = self._draws.transform(clips, self._transform, *address)
+            clips = self._draws.read(video, *address)
+        clips = self._draws.transform(clips, *address)
         number = index + self._id_offset
         if not self._from_manifest:
             return clips, number

@@ -127,10 +127,9 @@ def render_figure(
 
     # Limbs are drawn from the farthest to the nearest, each lit as a cylinder with round ends.
     light = np.array([rng.uniform(-0.6, 0.6), 0.5, 0.6], np.float32)
+    frames = np.arange(len(time))
     for limb in ends[2].sum(0).argsort(axis=1).T:  # (T,): which one it is in each frame
-        (x0, x1), (y0, y1), (s0, s1) = ends[
-            :, :, range(len(time)), limb, None, None
-        ]  # (T, 1, 1) each
+        (x0, x1), (y0, y1), (s0, s1) = ends[:, :, frames, limb, None, None]  # (T, 1, 1) each
         radius = radii[limb, None, None] * (s0 + s1) / 2
         rows, columns = _reach(v, y0, y1, radius + pixel), _reach(u, x0, x1, radius + pixel)
         right, up, picture = u[:, :, columns] - x0, v[:, rows] - y0, video[:, rows, columns]

@@ -62,11 +62,6 @@ class Clock:
     fps: float
     constant: bool = True
 
-    @classmethod
-    def unknown(cls, num_frames: int) -> Clock:
-        """Make the clock of frames without times."""
-        return cls(np.full(num_frames, np.nan), np.nan)
-
 
 @dataclass
 class FrameIndex:
@@ -104,14 +99,13 @@ class FrameIndex:
         last = self.end - self.pts[-1]
         mean = ticks[-1] / (count - 1) if count > 1 else float(last)  # from frame to frame
         ascending = (np.diff(ticks) > 0).all() and mean > 0
-        numbers, rates = np.arange(count), [declared_rate] if declared_rate else []
-        if ascending:
-            rates.append(1 / (mean * tick))
-        for rate in rates:
-            if not ascending or (np.abs(ticks - numbers / (rate * tick)) <= 1).all():
-                return Clock(numbers / rate, rate)
+        numbers = np.arange(count)
         if not ascending:
-            return Clock.unknown(count)
+            rate = declared_rate or np.nan
+            return Clock(numbers / rate, rate)
+        for rate in (declared_rate, 1 / (mean * tick)):
+            if rate and (np.abs(ticks - numbers / (rate * tick)) <= 1).all():
+                return Clock(numbers / rate, rate)
         duration = (int(ticks[-1]) + (last if last > 0 else mean)) * tick
         return Clock(ticks * tick, count / duration, constant=False)
 
@@ -136,58 +130,45 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
     The decoder returns the frames by rising pts, so the i-th smallest pts is frame i: but only
     where each packet is one frame, all pts are there, and they are what the encoder wrote.
     """
-    packets: list[_Packet] = []
+    formats = set(container.format.name.split(","))
+    if not _proves_frames(formats, stream):
+        return None
+    codec = stream.codec.canonical_name
+    least_bytes = _SKIPPED_FRAME_BYTES if "avi" in formats or codec == "mpeg4" else 0
+    durations: dict[int, int] = {}  # of every packet, by its pts
+    hidden: set[int] = set()  # an edit list leaves packets out: they are decoded, never returned
+    keyframes: list[Keyframe] = []  # whose numbers are known when all packets are
     kept: list[Packet[VideoStream]] = []
     size = 0
-    for p in container.demux(stream):
-        if p.dts is None and p.pts is None and not p.size:
+    for packet in container.demux(stream):
+        pts, dts = packet.pts, packet.dts
+        if dts is None and pts is None and not packet.size:
             continue  # it ends the stream
-        packets.append(_Packet(p.pts, p.dts, p.duration, p.is_keyframe, p.is_discard, p.size))
-        size += p.size
-        if size <= _KEPT_BYTES:
-            kept.append(p)
-        else:
+        if pts is None or pts in durations or packet.size < least_bytes:
+            return None
+        if packet.is_keyframe:  # MPEG-TS is searched by dts, the others by pts
+            seek_time = dts if "mpegts" in formats and dts is not None else pts
+            keyframes.append(Keyframe(0, seek_time, len(durations), pts))
+        if packet.is_discard:
+            hidden.add(pts)
+        durations[pts] = packet.duration or 0
+        size += packet.size
+        kept.append(packet)
+        if size > _KEPT_BYTES:
             kept.clear()
-    formats = set(container.format.name.split(","))
-    times = {packet.pts for packet in packets if packet.pts is not None}
-    if not times or len(times) < len(packets) or not _packets_are_frames(formats, stream, packets):
-        return None
-    # An edit list leaves packets out of what is shown: they are decoded, never returned.
-    shown = array("q", sorted(times - {packet.pts for packet in packets if packet.is_discard}))
+    shown = array("q", sorted(durations.keys() - hidden))
     # Frames that lead the first keyframe, or a file cut at any place, may be dropped.
-    if not shown or not packets[0].is_keyframe or packets[0].pts != min(times):
+    if not shown or not keyframes or keyframes[0].place or keyframes[0].pts > min(durations):
         return None
-    by_dts = "mpegts" in formats  # MPEG-TS is searched by dts, the others by pts
-    keyframes = [
-        Keyframe(
-            bisect_left(shown, p.pts),
-            p.dts if by_dts and p.dts is not None else p.pts,
-            place,
-            p.pts,
-        )
-        for place, p in enumerate(packets)
-        if p.is_keyframe and p.pts is not None
-    ]
-    end = shown[-1] + max(p.duration or 0 for p in packets if p.pts == shown[-1])
-    return FrameIndex(shown, end, sorted(keyframes), _marks_references(stream), kept)
+    numbered = sorted(k._replace(number=bisect_left(shown, k.pts)) for k in keyframes)
+    end = shown[-1] + durations[shown[-1]]
+    return FrameIndex(shown, end, numbered, _marks_references(stream), kept)
 
 
-class _Packet(NamedTuple):
-    """What the index needs of a packet: its data may not fit in memory."""
-
-    pts: int | None
-    dts: int | None
-    duration: int | None
-    is_keyframe: bool
-    is_discard: bool
-    size: int
-
-
-def _packets_are_frames(formats: set[str], stream: VideoStream, packets: list[_Packet]) -> bool:
-    codec, is_avi = stream.codec.canonical_name, "avi" in formats
-    if (is_avi or codec == "mpeg4") and min(p.size for p in packets) < _SKIPPED_FRAME_BYTES:
-        return False
-    if is_avi:  # it counts packets: right where none is reordered
+def _proves_frames(formats: set[str], stream: VideoStream) -> bool:
+    """Whether every packet of some bytes is a frame, and its pts the time of it."""
+    codec = stream.codec.canonical_name
+    if "avi" in formats:  # it counts packets: right where none is reordered
         return codec in _AVI_CODECS and not stream.codec_context.has_b_frames
     return bool(formats & _STORES_PTS) and codec in _ONE_FRAME_PER_PACKET
 

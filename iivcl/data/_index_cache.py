@@ -72,10 +72,10 @@ def _index_file(path: str) -> str:
 def _save(key: _Key, index: FrameIndex) -> None:
     path, *stamp = key
     temporary = f"{_index_file(path)}.{os.getpid()}.{threading.get_ident()}"
-    numbers = {"stamp": stamp, "pts": index.pts, "keyframes": index.keyframes}
+    rest = [index.end, index.marks_references]
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, rest=[index.end, index.marks_references], **numbers)  # type: ignore[arg-type]
+            np.savez(file, stamp=stamp, pts=index.pts, keyframes=index.keyframes, rest=rest)
         os.replace(temporary, _index_file(path))  # never seen half-written
     except OSError:  # the folder cannot be written, or is full
         with contextlib.suppress(OSError):

@@ -42,7 +42,7 @@ class Pictures(Video):
 
     @property
     def _clock(self) -> Clock:
-        return Clock.unknown(self.num_frames)
+        return Clock(np.full(self.num_frames, np.nan), np.nan)
 
     def _frames(self, wanted: Sequence[int]) -> Iterator[Picture]:
         return (self._decode(self._items[number]) for number in wanted)
@@ -104,8 +104,7 @@ def _decode_image(path: str) -> Picture:
 def _exif_orientation(image: bytes) -> int:
     """Read the orientation of a JPEG or PNG image, 1 to 8; 1 where it says none."""
     mark = b"eXIf" if image.startswith(b"\x89PNG") else b"Exif\0\0"  # a TIFF structure follows it
-    place = image.find(mark)
-    tiff = image[place + len(mark) :] if place >= 0 else b""
+    tiff = image.partition(mark)[2]
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     try:
         if order is not None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import multiprocessing
 import os
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,14 +20,15 @@ from typing_extensions import Self
 
 from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError, StrPath
-from iivcl.data._failures import Failure, FailureLog
 
-__all__ = ["CrashWatch", "OnError", "Readings", "Shared"]
+__all__ = ["Failure", "OnError", "Readings", "Shared", "Skipped"]
 
 OnError = Literal["raise", "substitute", "skip"]
 _MAX_SUBSTITUTES = 10
 _MAX_WORKERS = 1024
-_SECONDS_TO_DIE = 1.0
+_SECONDS_TO_DIE = 10.0  # on a machine that is busy
+_MOST_SHOWN = 10
+_logger = logging.getLogger("iivcl.data")
 
 _Attempt = tuple[int, str, Callable[[], Any]]  # a sample, the path of its video, what reads it
 
@@ -129,6 +135,74 @@ class Readings:
             raise DecodeError("; ".join(causes)) from error
 
 
+@dataclass(frozen=True)
+class Failure:
+    """One reading that failed.
+
+    Attributes:
+        epoch: Epoch of the reading.
+        index: Index of the video in the dataset.
+        path: The file.
+        cause: What is wrong with it.
+
+    Example:
+        >>> from iivcl.data import Failure
+        >>> Failure(epoch=0, index=3, path="a.mp4", cause="a.mp4: the file is empty").path
+        'a.mp4'
+    """
+
+    epoch: int
+    index: int
+    path: str
+    cause: str
+
+
+class FailureLog:
+    """A file of JSON lines: the one place that every process on a machine can append to."""
+
+    def __init__(self, path: StrPath | None) -> None:
+        if path is None:
+            file, self._path = tempfile.mkstemp(prefix="iivcl-failures-", suffix=".jsonl")
+            os.close(file)
+            weakref.finalize(self, _remove, self._path, os.getpid())
+        else:
+            self._path = os.path.abspath(path)
+        # What an earlier run wrote stays in the file and is not read again.
+        self._start = os.path.getsize(self._path) if os.path.exists(self._path) else 0
+        self._announced = False
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # a copy of a dataset goes on with its log
+
+    def add(self, failure: Failure) -> None:
+        """Append one failure; the first of each process is announced at once."""
+        line = (json.dumps(asdict(failure)) + "\n").encode()
+        with open(self._path, "ab", buffering=0) as file:
+            file.write(line)  # one write: lines of several processes never mix
+        if not self._announced:
+            self._announced = True
+            _logger.warning("%s (further failures: see `failures()`)", failure.cause)
+
+    def read(self) -> list[Failure]:
+        """Return all failures so far, of all processes."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._start)
+                return [Failure(**json.loads(line)) for line in file]
+        except FileNotFoundError:
+            return []
+
+    def summarise(self, epoch: int, num_videos: int) -> None:
+        """Log what failed in one epoch, each video once; nothing if nothing did."""
+        causes = {f.index: f.cause for f in self.read() if f.epoch == epoch}
+        if causes:
+            shown = [causes[index] for index in sorted(causes)]
+            if more := len(shown[_MOST_SHOWN:]):
+                shown[_MOST_SHOWN:] = [f"and {more} more"]
+            counts = epoch, len(causes), num_videos
+            _logger.warning("epoch %d: %d of %d videos failed:\n  %s", *counts, "\n  ".join(shown))
+
+
 class CrashWatch:
     """What each worker is reading, noted where it outlives the worker."""
 
@@ -166,3 +240,8 @@ class CrashWatch:
         for child in multiprocessing.active_children():
             if child.pid in reading:
                 child.join(max(0, deadline - time.monotonic()))
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner and os.path.exists(path):  # not by a forked worker that exits
+        os.remove(path)

@@ -1,16 +1,19 @@
-"""Which clips are taken of one video, and how they are read."""
+"""Which clips are taken of one video, how they are read, and what chance decides about them."""
 
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice
+from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError
 from iivcl.data._index_cache import IndexPlace
 from iivcl.data._sampling import (
@@ -25,7 +28,7 @@ from iivcl.data._sampling import (
 )
 from iivcl.data._video import PixelAspect, Video, check_reading
 
-__all__ = ["ClipRecipe", "check_recipe"]
+__all__ = ["ClipRecipe", "Draws"]
 
 _Sampling = Literal["random", "keyframes", "uniform"] | Callable[..., Tensor]
 
@@ -79,8 +82,8 @@ class ClipRecipe:
                 f"exactly one of `stride` and `stride_seconds` must be given; "
                 f"got {self.stride} and {self.stride_seconds}"
             )
-        if isinstance(self.sampling, str):
-            check_choice("sampling", self.sampling, tuple(_SAMPLERS))
+        if not callable(self.sampling):
+            check_choice("sampling", self.sampling, ("random", "keyframes", "uniform"))
         check_choice("short", self.short, get_args(ShortPolicy))
         check_clip(self.num_frames, self.clips_per_video, **given)
         check_reading(self.short_side, self.pixels)
@@ -100,7 +103,6 @@ class ClipRecipe:
             DecodeError: ``stride_seconds`` is given, and the video does not tell its rate.
             ValueError: ``short="error"`` and a clip does not fit.
         """
-        draw = _SAMPLERS[self.sampling] if isinstance(self.sampling, str) else self.sampling
         clip: dict[str, Any] = {"num_frames": self.num_frames, "stride": self.stride}
         if self.stride_seconds is not None:
             clip["stride"] = self.stride_seconds * video.fps
@@ -110,7 +112,11 @@ class ClipRecipe:
                     "give `stride` in frames"
                 )
         n = video.num_frames
-        starts = draw(n, clips_per_video=self.clips_per_video, generator=generator, **clip)
+        if self.sampling == "uniform":
+            starts = uniform_clip_starts(n, clips_per_video=self.clips_per_video, **clip)
+        else:
+            draw = self.sampling if callable(self.sampling) else random_clip_starts
+            starts = draw(n, clips_per_video=self.clips_per_video, generator=generator, **clip)
         if in_time := self.stride_seconds is not None and not video.constant_rate:
             # They are those of a steady video of the same length: what is shown then here.
             starts = last_not_behind(video.times, starts / video.fps)
@@ -146,21 +152,46 @@ class ClipRecipe:
         return video.read(indices, short_side=self.short_side, pixels=self.pixels)
 
 
-def check_recipe(recipe: ClipRecipe) -> ClipRecipe:
-    """Check that a dataset was given a recipe."""
-    if not isinstance(recipe, ClipRecipe):
-        raise TypeError(
-            f"`recipe` must be a ClipRecipe(num_frames=..., stride=...); got {recipe!r}"
-        )
-    return recipe
+_Purpose = Literal["starts", "transform", "substitutes", "order"]
+
+_turns = threading.RLock()  # a transform may itself read a sample
+if hasattr(os, "register_at_fork"):  # a forked worker must not wait for threads left behind
+    os.register_at_fork(after_in_child=_turns._at_fork_reinit)  # type: ignore[attr-defined]
 
 
-def _uniform(video_frames: int, *, generator: torch.Generator | None, **clip: Any) -> Tensor:
-    return uniform_clip_starts(video_frames, **clip)
+class Draws:
+    """Clips of videos, each drawn and transformed by (seed, address) alone.
 
+    The address is the numbers that name one reading, such as the epoch and the index of the video.
+    """
 
-_SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "random": random_clip_starts,
-    "keyframes": random_clip_starts,  # moved afterwards
-    "uniform": _uniform,
-}
+    def __init__(
+        self, recipe: ClipRecipe, transform: Callable[[Tensor], Any] | None, seed: int
+    ) -> None:
+        if not isinstance(recipe, ClipRecipe):
+            raise TypeError(
+                f"`recipe` must be a ClipRecipe(num_frames=..., stride=...); got {recipe!r}"
+            )
+        check_at_least(0, seed=seed)
+        self.recipe, self._transform, self._seed = recipe, transform, seed
+
+    def generator(self, purpose: _Purpose, *address: int) -> torch.Generator:
+        """Seed a generator of its own for each purpose and address."""
+        key = [self._seed, *address, get_args(_Purpose).index(purpose)]
+        [state] = np.random.SeedSequence(key).generate_state(1, np.uint64)
+        return torch.Generator("cpu").manual_seed(int(state >> np.uint64(1)))
+
+    def read(self, video: Video, *address: int) -> Tensor:
+        """Draw the clips of an open video, and read them."""
+        return self.recipe.read(video, generator=self.generator("starts", *address))
+
+    def transform(self, clips: Tensor, *address: int) -> Any:
+        """Transform clips; PyTorch's global random state comes from the address meanwhile.
+
+        There is one such state in a process, so that its threads take turns.
+        """
+        if self._transform is None:
+            return clips
+        with _turns, torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.generator("transform", *address).get_state())
+            return self._transform(clips)

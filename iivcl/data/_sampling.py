@@ -80,7 +80,12 @@ def random_clip_starts(
     if power == 1 and min_gap == 0 and max_gap is None:
         starts = draw(num_starts, (clips_per_video,))
     elif clips_per_video == 2:
-        gap = _draw_gap(num_starts, power, min_gap, max_gap, generator)
+        gaps = torch.arange(num_starts, dtype=torch.float64, device="cpu")
+        weights = 1 - (gaps / num_starts) ** power
+        weights[0] /= 2  # a gap of 0 comes from one ordered pair, any other from two
+        weights[gaps < min(min_gap, num_starts - 1)] = 0
+        weights[gaps > (num_starts if max_gap is None else max_gap)] = 0
+        gap = int(torch.multinomial(weights, 1, generator=generator))
         first = draw(num_starts - gap, (1,)) + torch.tensor([0, gap], device="cpu")
         starts = first[torch.randperm(2, generator=generator, device="cpu")]
     else:
@@ -205,22 +210,6 @@ def _fold(places: Tensor, length: float, last: float, short: ShortPolicy) -> Ten
         places = places % (2 * last or 1)  # one way and back
         return torch.minimum(places, 2 * last - places)
     return places.clamp(max=last)
-
-
-def _draw_gap(
-    num_starts: int,
-    power: float,
-    min_gap: int,
-    max_gap: int | None,
-    generator: torch.Generator | None,
-) -> int:
-    gaps = torch.arange(num_starts, dtype=torch.float64, device="cpu")
-    weights = 1 - (gaps / num_starts) ** power
-    weights[0] /= 2  # a gap of 0 comes from one ordered pair, any other from two
-    weights[: min(min_gap, num_starts - 1)] = 0
-    if max_gap is not None:
-        weights[max_gap + 1 :] = 0
-    return int(torch.multinomial(weights, 1, generator=generator))
 
 
 def check_clip(num_frames: int, clips_per_video: int, **stride: float) -> None:

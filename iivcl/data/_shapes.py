@@ -63,23 +63,16 @@ def render_shape(
     """Draw one video at T times, in frames, as (T, H, W, 3) uint8."""
     cycles = rng.uniform(1.6, 2.4)  # at least one whole cycle in any 15 of 24 frames
     phase = 2 * np.pi * (cycles * time / 24 + rng.uniform())
-    pose = motion(phase)
+    x, y, growth, turn = (np.broadcast_to(p, time.shape)[:, None, None] for p in motion(phase))
     amplitude, radius = rng.uniform(0.45, 0.6), rng.uniform(0.22, 0.32)
     # A shape that stays on an axis may be anywhere on it, so that its place in one frame says
     # little of how it moves.
-    centre_x, centre_y = (
-        rng.uniform(-1, 1) * (0.65 - amplitude * np.ptp(along) / 2) for along in (pose.x, pose.y)
-    )
-    angle0 = rng.uniform(0, 2 * np.pi)
-
-    def per_frame(value: Array | float) -> Array:  # (T, 1, 1)
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), time.shape)[:, None, None]
-
+    centre_x, centre_y = (rng.uniform(-1, 1) * (0.65 - amplitude * np.ptp(p) / 2) for p in (x, y))
+    angle = rng.uniform(0, 2 * np.pi) + turn  # (T, 1, 1)
     axis = (np.arange(size) + 0.5) / size * 2 - 1
-    dx = axis[None, None, :] - centre_x - amplitude * per_frame(pose.x)  # (T, 1, W)
-    dy = axis[None, :, None] - centre_y - amplitude * per_frame(pose.y)  # (T, H, 1)
-    angle = angle0 + per_frame(pose.angle)
-    scale = radius * (1 + 0.6 * per_frame(pose.growth))
+    dx = axis - centre_x - amplitude * x  # (T, 1, W)
+    dy = axis[:, None] - centre_y - amplitude * y  # (T, H, 1)
+    scale = radius * (1 + 0.6 * growth)
     u = (np.cos(angle) * dx + np.sin(angle) * dy) / scale  # (T, H, W)
     v = (np.cos(angle) * dy - np.sin(angle) * dx) / scale
     distance = _SHAPES[rng.integers(len(_SHAPES))](u, v) * scale * size / 2  # in pixels

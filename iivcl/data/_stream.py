@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -90,49 +91,20 @@ class Stream(Video):
         return self._index
 
     def _frames(self, wanted: Sequence[int]) -> Iterator[Picture]:
-        found = 0
-        if self._index is not None and self._index.keyframes:
-            found = yield from self._seek_frames(self._index, wanted)
+        index, found = self._index, 0
+        if index is not None and index.keyframes:
+            for keyframe, targets in index.runs(wanted):
+                numbers = index.numbers(keyframe.number, targets[-1])
+                decoded = _numbered(self._decode_run(index, keyframe, targets, numbers), numbers)
+                reached = yield from _pick(decoded, targets, self._approximate)
+                found += reached
+                if reached < len(targets):  # the seek went wrong
+                    break
         if found < len(wanted):
-            unseen = set(wanted[found:])
-            for number, frame in self._decode_from_start():
-                if number in unseen:
-                    yield frame, frame_orientation(frame)
-                    unseen.remove(number)
-                    if not unseen:
-                        return
-
-    def _seek_frames(
-        self, index: FrameIndex, wanted: Sequence[int]
-    ) -> Generator[Picture, None, int]:
-        """Decode from keyframes; return how many frames were found before a seek went wrong."""
-        end = (len(index.pts), None)
-        found = 0
-        for keyframe, targets in index.runs(wanted):
-            numbers = index.numbers(keyframe.number, targets[-1])
-            decoded = _numbered(self._decode_run(index, keyframe, targets, numbers), numbers)
-            number = -1
-            frame: VideoFrame | None = None
-            before: VideoFrame | None = None  # stands in for one that approximate reading skips
-            for target in targets:
-                while number < target:
-                    before = frame
-                    number, frame = next(decoded, end)
-                if number == target and frame is not None:
-                    yield frame, frame_orientation(frame)
-                elif self._approximate and before is not None:
-                    yield before, frame_orientation(before)
-                else:
-                    return found
-                found += 1
-        return found
+            yield from _pick(self._decode_from_start(), wanted[found:])
 
     def _decode_run(
-        self,
-        index: FrameIndex,
-        keyframe: Keyframe,
-        targets: Sequence[int],
-        numbers: dict[int, int],
+        self, index: FrameIndex, keyframe: Keyframe, targets: Sequence[int], numbers: dict[int, int]
     ) -> Iterator[VideoFrame]:
         """Decode from a keyframe to the last target, without frames that no target depends on."""
         codec = self._stream.codec_context
@@ -165,6 +137,25 @@ class Stream(Video):
         if self._index is None or not self._index.keyframes:
             return enumerate(frames)
         return _numbered(frames, self._index.numbers())
+
+
+def _pick(
+    decoded: Iterator[tuple[int, VideoFrame]], targets: Sequence[int], approximate: bool = False
+) -> Generator[Picture, None, int]:
+    """Yield the frames whose numbers are wanted, up to the first that is not there; count them."""
+    number = -1
+    frame: VideoFrame | None = None
+    before: VideoFrame | None = None
+    for found, target in enumerate(targets):
+        while number < target:
+            before = frame
+            number, frame = next(decoded, (sys.maxsize, None))
+        # The frame before stands in for one that approximate reading leaves out.
+        shown = frame if number == target else before if approximate else None
+        if shown is None:
+            return found
+        yield shown, frame_orientation(shown)
+    return len(targets)
 
 
 def _numbered(

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from iivcl._checks import check_at_least, check_within
+from iivcl._checks import check_at_least, check_choice, check_within
 from iivcl.data._figures import FIGURE_MOTIONS, render_figure
 from iivcl.data._shapes import SHAPE_MOTIONS, render_shape
 
@@ -91,19 +91,9 @@ def make_synthetic_videos(
         >>> read_manifest(root + "/manifest.csv").ids
         tensor([0, 0, 1, 1])
     """
-    recipe: dict[str, Any] = {
-        "num_videos": num_videos,
-        "kind": kind,
-        "num_classes": num_classes,
-        "takes": takes,
-        "imbalance": imbalance,
-        "num_frames": num_frames,
-        "size": size,
-        "fps": fps,
-        "seed": seed,
-    }
-    if kind not in _KINDS:
-        raise ValueError(f"`kind` must be one of {', '.join(_KINDS)}; got {kind!r}")
+    recipe = dict(locals())  # all arguments but the folder
+    del recipe["root"]
+    check_choice("kind", kind, tuple(_KINDS))
     motions, render = _KINDS[kind]
     check_at_least(2, num_classes=num_classes, num_frames=num_frames)
     check_at_least(1, num_videos=num_videos, takes=takes, fps=fps)
@@ -144,10 +134,7 @@ def make_synthetic_videos(
 
         with ThreadPoolExecutor() as pool:
             list(pool.map(write, range(num_videos)))
-        rows = [
-            f"{path},{name},{i // takes}\n"
-            for i, (path, name) in enumerate(zip(paths, names, strict=True))
-        ]
+        rows = [f"{paths[i]},{name},{i // takes}\n" for i, name in enumerate(names)]
         (unfinished / "manifest.csv").write_text("path,label,group\n" + "".join(rows))
         (unfinished / _RECIPE).write_text(json.dumps(recipe))
         unfinished.chmod(0o755)

@@ -18,12 +18,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from iivcl import distributed
 from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError, StrPath
-from iivcl.data._draws import Draws
-from iivcl.data._failures import Failure
 from iivcl.data._open_video import open_video
 from iivcl.data._pictures import natural_key
-from iivcl.data._readings import OnError, Readings, Shared
-from iivcl.data._recipe import ClipRecipe, check_recipe
+from iivcl.data._readings import Failure, OnError, Readings, Shared
+from iivcl.data._recipe import ClipRecipe, Draws
 from iivcl.data._shards import NameEnd, TarSample, list_samples
 
 __all__ = ["TarClips"]
@@ -116,9 +114,8 @@ class TarClips(IterableDataset[Any]):
         world_size: int | None = None,
     ) -> None:
         self._readings = Readings(on_error, failure_log)
-        self._recipe = check_recipe(recipe)
-        self._transform, self._describe = transform, describe
-        self._draws = Draws(seed)
+        self._draws = Draws(recipe, transform, seed)
+        self._describe = describe
         check_choice("name_end", name_end, get_args(NameEnd))
         self._list_samples = partial(list_samples, name_end=name_end)
         check_at_least(1, batch_size=batch_size)
@@ -226,10 +223,10 @@ class TarClips(IterableDataset[Any]):
             raise DecodeError(f"{sample.path}: {sample.damage or 'the sample holds no video'}")
         files = sample.read(sample.videos[:1] if self._describe is None else sample.files)
         content = files.pop(sample.videos[0])
-        approximate = self._recipe.approximate
+        approximate = self._draws.recipe.approximate
         with open_video(content, name=sample.path, approximate=approximate) as video:
-            clips = self._recipe.read(video, generator=self._draws.generator("starts", *address))
-        clips = self._draws.transform(clips, self._transform, *address)
+            clips = self._draws.read(video, *address)
+        clips = self._draws.transform(clips, *address)
         number = address[-1] + self._id_offset
         return (clips, number) if self._describe is None else (clips, number, self._describe(files))
 

@@ -149,15 +149,9 @@ class Video(ABC):
     @property
     def info(self) -> VideoInfo:
         """All of it, as `probe` gives it."""
-        return VideoInfo(
-            self.num_frames,
-            self.fps,
-            *self.size,
-            self.codec,
-            self.constant_rate,
-            self.orientation,
-            self.pixel_aspect,
-        )
+        height, width = self.size
+        shown = self.constant_rate, self.orientation, self.pixel_aspect
+        return VideoInfo(self.num_frames, self.fps, height, width, self.codec, *shown)
 
     def read(
         self,
