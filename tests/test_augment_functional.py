@@ -261,6 +261,11 @@ BAD_INPUTS: list[tuple[Callable[[], object], type[Exception], str]] = [
         "`size` must be at least 1 pixel; got 0",
     ),
     (
+        lambda: F.resize_short_side(VIDEO, 4.0),
+        TypeError,
+        "`size` must be an integer; got 4.0",
+    ),
+    (
         lambda: F.center_crop(VIDEO, 9),
         ValueError,
         "`size` must fit in the frame of 8 x 10 pixels; got 9 x 9. Resize first",

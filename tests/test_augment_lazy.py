@@ -202,6 +202,11 @@ BAD_INPUTS: list[tuple[Callable[[], object], str]] = [
         "read as (B, C, T, H, W)",
     ),
     (
+        lambda: Compose(CenterCrop(4), RandomSolarize())(torch.zeros(2, 4, 2, 8, 9)),
+        "`video` must have 1 or 3 channels; got 4 in shape (2, 4, 2, 8, 9), "
+        "read as (B, C, T, H, W)",
+    ),
+    (
         lambda: augment.evaluation(8)(torch.zeros(2, 1, 2, 8, 9, dtype=torch.uint8)),
         "`mean` and `std` must have one number for each of the 1 channels of `video`; got 3 and "
         "3, and `video` of shape (2, 1, 2, 8, 9), read as (B, C, T, H, W). Expand gray clips to 3 "

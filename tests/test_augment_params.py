@@ -147,6 +147,11 @@ BAD_ARGUMENTS: list[tuple[Callable[[], object], type[Exception], str]] = [
         "`size` must be an int or two of them, height and width; got 8.0",
     ),
     (
+        lambda: ResizeShortSide((128, 170)),
+        TypeError,
+        "`size` must be an integer; got (128, 170)",
+    ),
+    (
         lambda: ToFloat(torch.uint8),
         TypeError,
         "`dtype` must be a floating-point dtype; got torch.uint8",

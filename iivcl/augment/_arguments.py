@@ -22,9 +22,9 @@ from iivcl._checks import (
     layout_hint,
 )
 
-__all__ = ["check_boxes", "check_channels", "check_kernel_size", "check_mask"]
+__all__ = ["check_boxes", "check_channels", "check_dtype", "check_kernel_size", "check_mean_std"]
 __all__ += ["check_numbers", "check_probability", "check_range", "check_reach", "check_size"]
-__all__ += ["check_statistics", "check_unit_range", "check_video"]
+__all__ += ["check_statistics", "check_unit_range", "check_video", "values_are_free"]
 
 _ROUNDING = 1e-3  # resampling and half precision may leave [0, 1] by this much
 
@@ -97,13 +97,6 @@ def check_numbers(
         raise ValueError(f"`{name}` must be within [{low}, {high}]; got {value.tolist()}")
 
 
-def check_mask(name: str, where: Tensor, num_clips: int) -> None:
-    """Check that ``where`` says yes or no for every clip."""
-    check_shape(name, where, "B", B=(num_clips, "video"))
-    if where.dtype != torch.bool:
-        raise TypeError(f"`{name}` must be a bool tensor; got {where.dtype}")
-
-
 def check_boxes(boxes: Tensor, height: int, width: int) -> None:
     """Check that boxes are whole pixels within the frame."""
     if boxes.is_floating_point():
@@ -114,6 +107,12 @@ def check_boxes(boxes: Tensor, height: int, width: int) -> None:
                 f"`boxes` must lie within the frame of {height} x {width} pixels; "
                 f"got top {top}, left {left}, height {h}, width {w}"
             )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Check the dtype of a result within [0, 1]."""
+    if not dtype.is_floating_point:
+        raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
 
 
 def check_size(size: int | tuple[int, int]) -> tuple[int, int]:

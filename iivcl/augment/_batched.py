@@ -8,19 +8,19 @@ numbers that change nothing, and the blur in a graph, where it is a sum of shift
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from iivcl._checks import common_dtype
 from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_reach
 from iivcl.augment._batched_jitter import is_jitter, jitter
 from iivcl.augment._color_arithmetic import Parts, planes_of
-from iivcl.augment._constants import per_channel
+from iivcl.augment._constants import row
 from iivcl.augment._reference import REFERENCE, Engine, by_channel, joined, resample, run, to_float
-from iivcl.augment._separable import gaussian_taps, reflected, wide
+from iivcl.augment._separable import gaussian_taps, reflected
 
 __all__ = ["BATCHED", "COMPILED", "COMPILED_APART"]
 
@@ -53,40 +53,37 @@ def _where(parts: Parts, op: ops.Where, engine: Engine) -> Parts:
     if isinstance(own, ops.Blur):
         sigma = torch.where(op.where, own.sigma, _NO_BLUR)
         return engine[ops.Blur](parts, ops.Blur(sigma, own.kernel_size), engine)
-    if _can_jitter(own, parts):
+    if is_jitter(own, parts):
         return jitter(parts, own, op.where, compiled=engine is not BATCHED)
     return REFERENCE[ops.Where](parts, op, engine)
 
 
 def _in_order(parts: Parts, op: ops.InOrder, engine: Engine) -> Parts:
-    if _can_jitter(op, parts):
+    if is_jitter(op, parts):
         return jitter(parts, op, None, compiled=engine is not BATCHED)
     return REFERENCE[ops.InOrder](parts, op, engine)
-
-
-def _can_jitter(op: object, parts: Parts) -> bool:
-    return is_jitter(op) and len(planes_of(parts)) in (1, 3)
 
 
 def _normalize(video: Tensor, op: ops.Normalize) -> Tensor:
     if len(op.mean) != video.shape[1] or not video.is_floating_point():
         return run((op,), video)
-    values = video.to(wide(video))
-    scale = per_channel(tuple(1 / std for std in op.std), values)
-    offset = per_channel(tuple(-m / std for m, std in zip(op.mean, op.std, strict=True)), values)
+    values = video.to(common_dtype(video))
+    scale = row(tuple(1 / std for std in op.std), values)
+    offset = row(tuple(-m / std for m, std in zip(op.mean, op.std, strict=True)), values)
+    scale, offset = scale.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1)
     return torch.addcmul(offset, values, scale).to(op.dtype or video.dtype)
 
 
 def _blur_by_taps(parts: Parts, op: ops.Blur, engine: Engine) -> Parts:
     """Blur by a sum of shifted videos, of which a compiler makes one pass for each direction."""
     check_reach(op.kernel_size, *parts[0].shape[-2:])
-    sigma = op.sigma.to(wide(parts[0]))
+    sigma = op.sigma.to(common_dtype(parts[0]))
     taps = gaussian_taps(sigma, op.kernel_size).view(-1, op.kernel_size, 1, 1, 1, 1).unbind(1)
     values = [part.to(sigma.dtype) for part in parts]
     for axis in (4, 3):
         source = reflected(parts[0].shape[axis], op.kernel_size // 2, sigma.device).unbind(1)
-        sum_of_taps = partial(_sum_of_taps, taps=taps, axis=axis, source=source)
-        values = list(map(sum_of_taps, values))  # torch 2.4 cannot compile it as a comprehension
+        for i, value in enumerate(values):  # torch 2.4 cannot compile it as a comprehension
+            values[i] = _sum_of_taps(value, taps, axis, source)
     if not parts[0].is_floating_point():
         values = [value.round() for value in values]
     return [value.to(parts[0].dtype) for value in values]

@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iivcl._checks import common_dtype
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
 from iivcl.augment._color_arithmetic import Parts, planes_of
-from iivcl.augment._constants import kept
-from iivcl.augment._separable import wide
+from iivcl.augment._constants import kept, row
 
 __all__ = ["is_jitter", "jitter"]
 
 _MEAN, _GRAY, _HUE = 1, 2, 3  # the places of these operations in a jitter
 
 
-def is_jitter(op: Any) -> bool:
-    """Whether this is what :class:`ColorJitter` describes."""
+def is_jitter(op: Any, parts: Parts) -> bool:
+    """Whether this is what :class:`ColorJitter` describes, and the video gray or RGB."""
     programs = op.programs if isinstance(op, ops.InOrder) else ()
     kinds = [getattr(own[0], "other", type(own[0])) for own in programs if len(own) == 1]
-    return kinds == ["black", "mean", "gray", ops.Hue]
+    return kinds == ["black", "mean", "gray", ops.Hue] and len(planes_of(parts)) in (1, 3)
 
 
 def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: bool) -> Parts:
@@ -40,9 +40,9 @@ def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: boo
         compiled: Whether to compute in planes what a compiler joins into two passes.
     """
     (black,), (mean,), (gray,), (hue,) = op.programs
-    dtype, white = wide(parts[0]), color.white_of(parts[0])
+    dtype, white = common_dtype(parts[0]), color.white_of(parts[0])
     # Six slots for blends, of which three come before hue: at which turn, and which blend.
-    turn, hue_turn = kept(_turns, like=op.order), _turn_of(_HUE, op.order)  # (6,), (B, 1)
+    turn, hue_turn = row((0, 1, 2, 1, 2, 3), op.order), _turn_of(_HUE, op.order)  # (6,), (B, 1)
     which = op.order[:, turn]  # (B, 6)
     happens = torch.cat([turn[:3] < hue_turn, turn[3:] > hue_turn], dim=1)
     if where is not None:
@@ -76,12 +76,6 @@ def jitter(parts: Parts, op: ops.InOrder, where: Tensor | None, *, compiled: boo
         blends, shift = _blends(shares, 0 * level), shift + 0 * level
         changed = _chain(values, blends, shift, white, level)
     return [part.to(parts[0].dtype) for part in changed]
-
-
-def _turns(device: torch.device) -> Tensor:
-    """Those of the three slots before hue, and of the three after it."""
-    slot = torch.arange(6, device=device)
-    return slot - 2 * (slot >= 3)
 
 
 def _turn_of(kind: int, order: Tensor) -> Tensor:

@@ -72,12 +72,7 @@ def weighted_sum(planes: Parts, weights: Sequence[float], out: Tensor | None = N
 
 
 def hue(
-    planes: Parts,
-    shift: Any,
-    white: int,
-    *,
-    outs: Sequence[Tensor | None] = (None, None, None),
-    scratch: Sequence[Tensor | None] = (None, None, None, None),
+    planes: Parts, shift: Any, white: int, memory: Sequence[Tensor | None] = (None,) * 7
 ) -> Parts:
     """Turn the hue by a share of the circle, keeping saturation and value of HSV.
 
@@ -94,8 +89,7 @@ def hue(
         planes: One or three.
         shift: Within [-0.5, 0.5].
         white: The largest value.
-        outs: Where the three results go; by default to fresh memory.
-        scratch: Four planes to compute in, likewise.
+        memory: Three planes for the results and four to compute in, by default fresh ones.
     """
     if len(planes) == 1:
         return planes
@@ -106,14 +100,15 @@ def hue(
     left, places = 6 * shift - 2 * thirds, thirds % 3
     moved = [pick(places == 1, planes[i - 1], planes[i - 2]) for i in range(3)]
     red, green, blue = own = [pick(places == 0, planes[i], moved[i]) for i in range(3)]
-    lowest = torch.minimum(torch.minimum(red, green, out=scratch[0]), blue, out=scratch[0])
-    highest = torch.maximum(torch.maximum(red, green, out=scratch[1]), blue, out=scratch[1])
-    point = torch.lerp(lowest, highest, abs(left), out=scratch[2])
+    *outs, low, high, between, other = memory
+    lowest = torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
+    highest = torch.maximum(torch.maximum(red, green, out=high), blue, out=high)
+    point = torch.lerp(lowest, highest, abs(left), out=between)
     turned = []
     for i, out in enumerate(outs):
         ahead = pick(left < 0, own[i - 1], own[i - 2])
         behind = pick(left < 0, own[i - 2], own[i - 1])
-        distance = torch.sub(behind, point, out=scratch[3]).abs_()
+        distance = torch.sub(behind, point, out=other).abs_()
         value = torch.sub(own[i], ahead, out=out).sub_(distance).add_(highest)
         turned.append(torch.clamp(value, lowest, highest, out=out))
     # Of uint8, equal bins of [0, 256) once they are rounded down.
@@ -130,7 +125,8 @@ def hue_of_whole(parts: Parts, shift: Tensor, white: int) -> Parts:
     sixth = sixths.floor()
     row = sixth.long() % 6
     channels = constant(_CHANNELS, row)[row]  # (B, 8)
-    channels = channels + kept(_first_channels, len(video), like=video)
+    first = kept(torch.arange, 0, 3 * len(video), 3, like=video)  # (B,), of each clip
+    channels = channels + first.unsqueeze(1)
     moving = video.flatten(0, 1)[channels[:, :5]].to(video.dtype)
     own, ahead, behind = moving[:, :3], moving[:, 1:4], moving[:, 2:]
     lowest, highest = own.amin(1, keepdim=True), own.amax(1, keepdim=True)
@@ -149,10 +145,6 @@ def _channels(sixth: int) -> tuple[int, ...]:
 
 
 _CHANNELS = tuple(_channels(sixth) for sixth in range(6))
-
-
-def _first_channels(num_clips: int, device: torch.device) -> Tensor:
-    return torch.arange(0, 3 * num_clips, 3, device=device).view(-1, 1)
 
 
 def _pick(first: bool, one: Tensor, other: Tensor) -> Tensor:

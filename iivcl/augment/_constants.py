@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "kept", "per_channel"]
+__all__ = ["constant", "kept", "row"]
 
 
 def constant(values: tuple[Any, ...], like: Tensor) -> Tensor:
@@ -30,14 +30,14 @@ def _kept(make: Callable[..., Tensor], *args: Any) -> Tensor:
         return make(*args[:-1], device=args[-1])
 
 
-def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """Numbers (C, 1, 1, 1) in the dtype of a tensor, which a graph computes and does not copy."""
+def row(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """A few numbers (n,) likewise, which a graph computes and does not copy."""
     if not torch.compiler.is_compiling():
-        return constant(values, like).view(-1, 1, 1, 1)
-    channel = torch.arange(len(values), device=like.device).view(-1, 1, 1, 1)
-    numbers = torch.full_like(channel, values[0], dtype=like.dtype)
+        return constant(values, like)
+    place = torch.arange(len(values), device=like.device)
+    numbers = torch.full_like(place, values[0], dtype=like.dtype)
     for i, value in enumerate(values[1:], 1):
-        numbers = torch.where(channel == i, value, numbers)
+        numbers = torch.where(place == i, value, numbers)
     return numbers
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from iivcl._checks import check_at_least
 from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_probability, check_range, check_size
 from iivcl.augment._constants import constant
@@ -74,8 +75,8 @@ class RandomResizedCrop(Transform[CropParams]):
         return [self.scale] * _ATTEMPTS + [half_log_ratio] * _ATTEMPTS + [(0.0, 1.0)] * 2
 
     def _read(self, drawn: Drawn) -> CropParams:
-        share, half_log_ratio = (drawn.after(i * _ATTEMPTS).numbers(_ATTEMPTS) for i in range(2))
-        corner = drawn.after(2 * _ATTEMPTS).numbers(2)
+        counts = [_ATTEMPTS, _ATTEMPTS, 2]
+        share, half_log_ratio, corner = torch.split(drawn.numbers(sum(counts)), counts, dim=1)
         # The logarithms of height and width, and then both negated, so that one comparison says
         # whether they round to at least 1 and at most the frame: (B, 4, attempts).
         sign, of_ratio, half_area, limit, one_more, fallback = self._constants(*drawn.size, share)
@@ -89,34 +90,25 @@ class RandomResizedCrop(Transform[CropParams]):
         return CropParams(box.long())
 
     def _constants(self, height: int, width: int, like: Tensor) -> Sequence[Tensor]:
-        half_area = 0.5 * math.log(height * width)
-        bounds = height + 0.499, width + 0.499, 1 / 0.501, 1 / 0.501
+        log, half_area = math.log, 0.5 * math.log(height * width)
         middle = 0.5 - 1e-6  # of an even number of places the one before
+        low, high = self.ratio  # width over height, within which the largest box is:
+        largest = max(1, min(height, round(width / low))), max(1, min(width, round(height * high)))
         table = (
             (0.5, 0.5, -0.5, -0.5),
             (-1.0, 1.0, 1.0, -1.0),
             (half_area, half_area, -half_area, -half_area),
-            tuple(math.log(bound) for bound in bounds),
+            (log(height + 0.499), log(width + 0.499), -log(0.501), -log(0.501)),
             (height + 1.0, width + 1.0, 0.0, 0.0),
-            (middle, middle, *self._largest_central(height, width)),
+            (middle, middle, *largest),
         )
         rows = constant(table, like).unsqueeze(2).unbind(0)  # (4, 1) each
         return *rows[:4], rows[4][:2, 0], rows[5][:, 0]
 
-    def _largest_central(self, height: int, width: int) -> tuple[int, int]:
-        low, high = self.ratio
-        if width < low * height:
-            return max(1, round(width / low)), width
-        if width > high * height:
-            return height, max(1, round(height * high))
-        return height, width
-
     def __repr__(self) -> str:
         low, high = self.ratio
-        return (
-            f"RandomResizedCrop({_size(self.size)}, scale={self.scale}, "
-            f"ratio=({low:.4g}, {high:.4g}))"
-        )
+        ratio = f"({low:.4g}, {high:.4g})"
+        return f"RandomResizedCrop({_size(self.size)}, scale={self.scale}, ratio={ratio})"
 
 
 class FlipParams(NamedTuple):
@@ -168,7 +160,8 @@ class ResizeShortSide(Transform[tuple[()]]):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.size = check_size(size)[0]
+        check_at_least(1, size=size)
+        self.size = size
 
     def describe(self, params: tuple[()]) -> ops.Program:
         """Resize every clip alike; see :meth:`Transform.describe`."""

@@ -33,8 +33,8 @@ def execute(program: ops.Program, video: Tensor) -> Tensor:
         (B, C, T, H', W').
     """
     check_video(video)
-    ops.check_program(program, len(video))
     ops.check_layout(program, video)
+    ops.check_program(program, len(video))
     host = video.device.type == "cpu"  # which must wait for what comes to it
     program = ops.map_tensors(lambda value: value.to(video.device, non_blocking=not host), program)
     if torch.compiler.is_compiling():

@@ -64,13 +64,10 @@ class ColorJitter(Transform[ColorJitterParams]):
     ) -> None:
         super().__init__()
         self._given = (brightness, contrast, saturation, hue)
-        self.brightness = _factor_range("brightness", brightness)
-        self.contrast = _factor_range("contrast", contrast)
-        self.saturation = _factor_range("saturation", saturation)
-        if not isinstance(hue, tuple):
-            check_within(0, 0.5, hue=hue)
-            hue = (-hue, hue)
-        self.hue = check_range("hue", hue, -0.5, 0.5)
+        self.brightness = _range("brightness", brightness, 1.0, 0.0, math.inf)
+        self.contrast = _range("contrast", contrast, 1.0, 0.0, math.inf)
+        self.saturation = _range("saturation", saturation, 1.0, 0.0, math.inf)
+        self.hue = _range("hue", hue, 0.0, -0.5, 0.5)
 
     def describe(self, params: ColorJitterParams) -> Program:
         """Blend and turn the hue, in the order of each clip; see :meth:`Transform.describe`."""
@@ -88,15 +85,14 @@ class ColorJitter(Transform[ColorJitterParams]):
         return ColorJitterParams(brightness, contrast, saturation, hue, order)
 
     def __repr__(self) -> str:
-        brightness, contrast, saturation, hue = self._given
-        return (
-            f"ColorJitter(brightness={brightness}, contrast={contrast}, "
-            f"saturation={saturation}, hue={hue})"
-        )
+        names = ("brightness", "contrast", "saturation", "hue")
+        given = [f"{name}={value}" for name, value in zip(names, self._given, strict=True)]
+        return f"ColorJitter({', '.join(given)})"
 
 
-def _factor_range(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
+def _range(name: str, value: float | Range, middle: float, low: float, high: float) -> Range:
+    """A range within [low, high], or that of the numbers no further than this from ``middle``."""
     if not isinstance(value, tuple):
-        check_within(0, math.inf, **{name: value})
-        value = (max(0.0, 1.0 - value), 1.0 + value)
-    return check_range(name, value, 0.0)
+        check_within(0, high - middle, **{name: value})
+        value = (max(low, middle - value), middle + value)
+    return check_range(name, value, low, high)

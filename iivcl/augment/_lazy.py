@@ -21,7 +21,7 @@ from torch import Tensor
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
 from iivcl.augment import _reference as reference
-from iivcl.augment._arguments import check_boxes, check_reach
+from iivcl.augment._arguments import check_boxes, check_reach, check_statistics
 from iivcl.augment._color_arithmetic import planes_of
 from iivcl.augment._native_resize import native_resize
 from iivcl.augment._separable import blurred_clip, gaussian_weights
@@ -35,9 +35,9 @@ _REACH = 6.0  # sigmas: what a tap weighs out there, exp(-18), is lost in roundi
 def run(program: ops.Program, video: Tensor) -> Tensor:
     """Execute a program on (B, C, T, H, W), B at least 1."""
     out, scratch = video, dict[Any, Tensor]()
-    for i, own in enumerate(ops.split_clips(program, len(video)) if program else ()):
+    for i in range(len(video)):
         clip = _LazyClip(video[i : i + 1], scratch)
-        clip.run(own)
+        clip.run(ops.of_clip(program, i))
         if i == 0:
             kind: dict[str, Any] = {"dtype": clip.dtype, "memory_format": clip.memory_format}
             out = torch.empty((len(video), *clip.shape[1:]), device="cpu", **kind)
@@ -54,30 +54,23 @@ class _LazyClip:
             the size of a clip costs more than the arithmetic.
     """
 
-    shape: torch.Size  # of the result
-    dtype: torch.dtype
-    memory_format: torch.memory_format
-    _video: Tensor  # x, of which a gray one may have a single channel
-    _is_own: bool  # whether x may be written to
-    _is_result: bool  # whether nothing is left to be done
-    _is_within_range: bool | None  # [0, 1]; None: not looked at
-    _scale: float
-    _mix: float
-    _bias: float | Tensor  # a number, or one for each frame (T, 1, 1)
-    _mean: Sequence[float]  # by which the result is normalised
-    _std: Sequence[float]
-
     def __init__(self, video: Tensor, scratch: dict[Any, Tensor]) -> None:
         self._scratch, self._turn = scratch, 0
         self._replace(video)
 
     def _replace(self, video: Tensor) -> None:
         """Go on with another video, to which nothing is left to be done."""
-        self.shape, self.dtype, self._video = video.shape, video.dtype, video
+        self._video = video  # x, of which a gray one may have a single channel
+        self._is_own = False  # whether x may be written to
+        self._is_result = True  # whether nothing is left to be done
+        self._is_within_range: bool | None = None  # [0, 1]; None: not looked at
+        self._scale, self._mix = 1.0, 0.0
+        self._bias: float | Tensor = 0.0  # a number, or one for each frame (T, 1, 1)
+        # The result has a shape, dtype and order in memory, and is normalised by these numbers.
+        self.shape, self.dtype = video.shape, video.dtype
         self.memory_format = torch.contiguous_format
-        self._is_own, self._is_result, self._is_within_range = False, True, None
-        self._scale, self._mix, self._bias = 1.0, 0.0, 0.0
-        self._mean, self._std = [0.0] * self.shape[1], [1.0] * self.shape[1]
+        self._mean: Sequence[float] = [0.0] * self.shape[1]
+        self._std: Sequence[float] = [1.0] * self.shape[1]
 
     def run(self, program: ops.Program) -> None:
         """Execute a program with the numbers of this clip."""
@@ -115,15 +108,11 @@ class _LazyClip:
             self.run(op.program)
             reference.check_kept(before, (self.shape, self.dtype))
 
-    def _in_order(self, op: ops.InOrder) -> None:
-        for index in op.order.flatten().tolist():
-            self.run(op.programs[index])
-
     def _choose(self, op: ops.Choose) -> None:
         self.run(op.programs[int(op.which.item())])
 
-    def _expand(self, op: ops.ResizeShortSide) -> None:
-        self.run(op.expand(self.result()))
+    def _expand(self, op: ops.InOrder | ops.ResizeShortSide) -> None:
+        self.run(op.expand(self._video))
 
     def _resample(self, op: ops.Resample) -> None:
         video = self.result()
@@ -168,13 +157,11 @@ class _LazyClip:
         planes = planes_of([self._values(mixed=True)])
         if len(planes) == 3:
             self._video = self._spare()
-            outs = planes_of([self._video])
             scratch = [self._take(f"plane {i}", planes[0].shape) for i in range(4)]
-            color.hue(planes, op.shift.item(), 1, outs=outs, scratch=scratch)
+            color.hue(planes, op.shift.item(), 1, [*planes_of([self._video]), *scratch])
 
     def _normalize(self, op: ops.Normalize) -> None:
-        if len(op.mean) != self.shape[1]:
-            return self._replace(reference.run((op,), self.result()))
+        check_statistics(self._video.expand(self.shape), op.mean, op.std)
         self._mean, self._std, self.dtype = op.mean, op.std, op.dtype or self.dtype
         self._is_within_range = self._is_result = False
 
@@ -252,7 +239,7 @@ def _as_tensor(value: float | Tensor, like: Tensor) -> Tensor:
 
 _EXECUTE: dict[type, Callable[[_LazyClip, Any], None]] = {
     ops.Where: _LazyClip._where,
-    ops.InOrder: _LazyClip._in_order,
+    ops.InOrder: _LazyClip._expand,
     ops.Choose: _LazyClip._choose,
     ops.ResizeShortSide: _LazyClip._expand,
     ops.Resample: _LazyClip._resample,

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as NF
 from torch import Tensor
 
+from iivcl._checks import common_dtype
+
 __all__ = ["native_resize"]
 
 
@@ -25,7 +27,7 @@ def native_resize(frames: Tensor, height: int, width: int) -> Tensor:
     images = frames.reshape(-1, group, *frames.shape[-2:])
     if frames.dtype == torch.uint8:
         return _planar(_antialiased(_interleaved(images), height, width)).view(shape)
-    wide = images.to(torch.promote_types(frames.dtype, torch.float32))
+    wide = images.to(common_dtype(frames))
     return _antialiased(wide, height, width).to(frames.dtype).view(shape)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from iivcl._checks import check_within
 from iivcl.augment import _program as ops
 from iivcl.augment._arguments import (
+    check_dtype,
     check_kernel_size,
     check_mean_std,
     check_probability,
@@ -115,8 +116,7 @@ class ToFloat(Transform[tuple[()]]):
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        if not dtype.is_floating_point:
-            raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
+        check_dtype(dtype)
         self.dtype = dtype
 
     def describe(self, params: tuple[()]) -> ops.Program:
@@ -153,17 +153,17 @@ class Normalize(Transform[tuple[()]]):
     ) -> None:
         super().__init__()
         check_mean_std(mean, std)
+        if dtype is not None:
+            check_dtype(dtype)
         self.mean, self.std = tuple(mean), tuple(std)
         self.dtype, self.memory_format = dtype, memory_format
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
 
     def describe(self, params: tuple[()]) -> ops.Program:
         """Normalise; see :meth:`Transform.describe`."""
-        normalize, layout = ops.Normalize(self.mean, self.std, self.dtype), self.memory_format
-        return (
-            (normalize,) if layout == torch.contiguous_format else (normalize, ops.Layout(layout))
-        )
+        normalize = ops.Normalize(self.mean, self.std, self.dtype)
+        if self.memory_format == torch.contiguous_format:
+            return (normalize,)
+        return normalize, ops.Layout(self.memory_format)
 
     def __repr__(self) -> str:
         dtype = f", dtype={self.dtype}" if self.dtype else ""

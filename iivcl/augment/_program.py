@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_shape
-from iivcl.augment._arguments import check_channels, check_mask, check_numbers, check_statistics
+from iivcl._checks import check_mask, check_shape
+from iivcl.augment._arguments import check_channels, check_numbers, check_statistics
 
 __all__ = ["Blend", "Blur", "Call", "CenterCrop", "Choose", "Flip", "Gray", "Hue", "InOrder"]
 __all__ += ["Layout", "Normalize", "OnFrames", "Program", "Resample", "ResizeShortSide", "Solarize"]
 __all__ += ["ToFloat", "Where", "check_layout", "check_program", "map_tensors"]
-__all__ += ["short_side_size", "split_clips", "tensors_of"]
+__all__ += ["of_clip", "short_side_size", "tensors_of"]
 
 Program = tuple[Any, ...]
 """Operations, each of a class below."""
@@ -164,40 +164,41 @@ _BOUNDS = {
 
 def check_program(program: Program, num_clips: int) -> None:
     """Check the numbers of every operation; its pixels are checked when they are there."""
+    batch = num_clips, "video"
     for op in program:
         for name in type(op)._fields:
             value = getattr(op, name)
             if name in _SHAPES:
-                check_shape(name, value, _SHAPES[name], B=(num_clips, "video"))
+                check_shape(name, value, _SHAPES[name], B=batch)
             elif name in _BOUNDS:
                 check_numbers(name, value, num_clips, *_BOUNDS[name])
             elif name == "where":
-                check_mask(name, value, num_clips)
-            elif name == "program":
-                check_program(value, num_clips)
-            elif name == "programs":
-                for own in value:
-                    check_program(own, num_clips)
+                check_mask(name, value, "B", B=batch)
+        for own in _inner(op):
+            check_program(own, num_clips)
 
 
 def check_layout(program: Program, video: Tensor) -> bool:
     """Check channels while the video is whole as it was given, up to a transform of one's own."""
     for op in program:
-        if isinstance(op, (Blend, Gray, Hue)):
+        if isinstance(op, (Blend, Gray, Hue, OnFrames, Solarize)):
             check_channels(video)
         elif isinstance(op, Normalize):
             check_statistics(video, op.mean, op.std)
-        inner = (op.program,) if isinstance(op, Where) else getattr(op, "programs", ())
-        if isinstance(op, Call) or not all(check_layout(own, video) for own in inner):
+        if isinstance(op, Call) or not all(check_layout(own, video) for own in _inner(op)):
             return False
     return True
 
 
+def _inner(op: Any) -> Sequence[Program]:
+    """The programs that an operation runs."""
+    return (op.program,) if isinstance(op, Where) else getattr(op, "programs", ())
+
+
 def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width once the short side has ``size`` pixels."""
-    if height <= width:
-        return size, int(size * width / height)
-    return int(size * height / width), size
+    short = min(height, width)
+    return int(size * height / short), int(size * width / short)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
@@ -213,19 +214,11 @@ def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
         return change(tree)
     if not isinstance(tree, tuple):
         return tree
-    return _like(tree, [map_tensors(change, value) for value in tree])
-
-
-def split_clips(tree: Any, num_clips: int) -> Sequence[Any]:
-    """Split nested tuples of (B, ...) tensors into those of each clip, (1, ...)."""
-    if isinstance(tree, Tensor):
-        return torch.split(tree, 1)
-    if not isinstance(tree, tuple) or not tree:
-        return [tree] * num_clips
-    of_clips = zip(*(split_clips(value, num_clips) for value in tree), strict=True)
-    return [_like(tree, values) for values in of_clips]
-
-
-def _like(tree: tuple[Any, ...], values: Any) -> tuple[Any, ...]:
-    """Make a tuple, or a named one, of the kind of ``tree``."""
+    values = [map_tensors(change, value) for value in tree]
     return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+
+
+def of_clip(program: Program, i: int) -> Program:
+    """The program of one clip of the batch."""
+    own: Program = map_tensors(lambda value: value[i : i + 1], program)
+    return own

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torchvision.transforms.v2.functional as V
 from torch import Tensor
 
-from iivcl._checks import check_at_least
+from iivcl._checks import check_at_least, check_within
 from iivcl.augment._program import Choose, OnFrames, Program
 from iivcl.augment._transform import Drawn, Range, Transform, chance
 
@@ -54,8 +54,7 @@ class RandAugment(Transform[RandAugmentParams]):
     def __init__(self, *, num_ops: int = 2, magnitude: int = 9) -> None:
         super().__init__()
         check_at_least(0, num_ops=num_ops, magnitude=magnitude)
-        if magnitude > _STEPS:
-            raise ValueError(f"`magnitude` must be in [0, {_STEPS}]; got {magnitude}")
+        check_within(0, _STEPS, magnitude=magnitude)
         self.num_ops = num_ops
         self.magnitude = magnitude
 
@@ -88,8 +87,7 @@ def _choices(level: float, negative: Tensor) -> tuple[Program, ...]:
 def _shear(frames: Tensor, across: float, down: float) -> Tensor:
     """Shear about the corner."""
     degrees = [math.degrees(math.atan(slope)) for slope in (across, down)]
-    center = [0.0, 0.0] if across or down else None
-    return _affine(frames, translate=[0, 0], shear=degrees, center=center)
+    return _affine(frames, translate=[0, 0], shear=degrees, center=[0.0, 0.0])
 
 
 def _shift(frames: Tensor, across: float, down: float) -> Tensor:
@@ -129,14 +127,8 @@ _OPERATIONS: dict[str, tuple[Callable[[Tensor, float], Tensor], bool]] = {
     "identity": (lambda x, level: x, False),
     "shear_x": (lambda x, level: _shear(x, 0.3 * level, 0), True),
     "shear_y": (lambda x, level: _shear(x, 0, 0.3 * level), True),
-    "translate_x": (
-        lambda x, level: _shift(x, level, 0),
-        True,
-    ),
-    "translate_y": (
-        lambda x, level: _shift(x, 0, level),
-        True,
-    ),
+    "translate_x": (lambda x, level: _shift(x, level, 0), True),
+    "translate_y": (lambda x, level: _shift(x, 0, level), True),
     "rotate": (lambda x, level: V.rotate(x, 30 * level), True),
     "brightness": (partial(_blend, other="black"), True),
     "color": (partial(_blend, other="gray"), True),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iivcl._checks import common_dtype
 from iivcl._precision import without_autocast
 from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
@@ -22,11 +23,12 @@ from iivcl.augment._arguments import (
     check_boxes,
     check_channels,
     check_reach,
+    check_statistics,
     check_unit_range,
     check_video,
 )
 from iivcl.augment._color_arithmetic import Parts, planes_of
-from iivcl.augment._separable import gaussian_weights, resize_weights, separable, wide
+from iivcl.augment._separable import gaussian_weights, resize_weights, separable
 
 __all__ = ["REFERENCE", "Engine", "by_channel", "check_kept", "joined", "resample", "run"]
 __all__ += ["run_parts", "to_float"]
@@ -68,8 +70,8 @@ def by_channel(execute: Callable[[Tensor, Any], Tensor]) -> Callable[..., Parts]
 def resample(video: Tensor, op: ops.Resample, dtype: torch.dtype | None = None) -> Tensor:
     """Cut and resize, with products in a dtype."""
     check_boxes(op.boxes, *video.shape[-2:])
-    weights = resize_weights(op.boxes.to(wide(video)), video.shape[-2:], op.size)
-    return separable([video], *weights, dtype=dtype)
+    weights = resize_weights(op.boxes.to(common_dtype(video)), video.shape[-2:], op.size)
+    return separable(video, *weights, dtype=dtype)
 
 
 def _center_crop(video: Tensor, op: ops.CenterCrop) -> Tensor:
@@ -90,11 +92,11 @@ def _flip(video: Tensor, op: ops.Flip) -> Tensor:
 def _blur(video: Tensor, op: ops.Blur) -> Tensor:
     height, width = video.shape[-2:]
     check_reach(op.kernel_size, height, width)
-    sigma = op.sigma.to(wide(video))
+    sigma = op.sigma.to(common_dtype(video))
     horizontal = gaussian_weights(sigma, op.kernel_size, width)  # (B, W, W)
     is_square = height == width
     vertical = horizontal if is_square else gaussian_weights(sigma, op.kernel_size, height)
-    return separable([video], vertical, horizontal)
+    return separable(video, vertical, horizontal)
 
 
 # --- what pixels hold ----------------------------------------------------------------------------
@@ -108,11 +110,7 @@ def to_float(video: Tensor, op: ops.ToFloat) -> Tensor:
 
 def _normalize(parts: Parts, op: ops.Normalize, engine: Engine) -> Parts:
     planes = planes_of(parts)
-    if len(op.mean) != len(planes):
-        raise ValueError(
-            f"`mean` and `std` must have one number for each of the {len(planes)} channels of "
-            f"`video`; got {len(op.mean)} and {len(op.std)}"
-        )
+    check_statistics(planes[0].expand(-1, len(planes), -1, -1, -1), op.mean, op.std)
     if not planes[0].is_floating_point():
         planes = [to_float(plane, ops.ToFloat(torch.float32)) for plane in planes]
     dtype = op.dtype or planes[0].dtype
@@ -132,7 +130,7 @@ def _recolored(check: Any, change: Callable[[Parts, Any, int], Parts]) -> Callab
     def execute(parts: Parts, op: Any, engine: Engine) -> Parts:
         for part in parts if len(parts) == 3 else [_join(parts)]:
             check(part)
-        values = [part.to(wide(part)) for part in parts]
+        values = [part.to(common_dtype(part)) for part in parts]
         changed = change(values, op, color.white_of(parts[0]))
         return [part.to(parts[0].dtype) for part in changed]
 
@@ -173,8 +171,7 @@ def _on_frames(video: Tensor, op: ops.OnFrames) -> Tensor:
 
 def _where(parts: Parts, op: ops.Where, engine: Engine) -> Parts:
     changed = run_parts(op.program, parts, engine)
-    if len(changed) != len(parts):
-        parts = [_join(parts)] if len(changed) == 1 else planes_of(parts)
+    parts = [_join(parts)] if len(changed) == 1 else planes_of(parts)
     chosen, where = [], op.where.view(-1, 1, 1, 1, 1)
     for before, after in zip(parts, changed, strict=True):
         check_kept((before.shape, before.dtype), (after.shape, after.dtype))

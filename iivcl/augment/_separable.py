@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from iivcl._checks import common_dtype
 from iivcl._precision import without_autocast
-from iivcl.augment._color_arithmetic import Parts
 from iivcl.augment._constants import kept
 
 __all__ = ["blurred_clip", "gaussian_taps", "gaussian_weights", "reflected", "resize_weights"]
-__all__ += ["separable", "wide"]
+__all__ += ["separable"]
 
 _BLOCK = 16  # outputs of one banded product: small for few products by zero, large for speed
 
 
-def wide(video: Tensor) -> torch.dtype:
-    """The dtype to compute with: that of the video, at least float32."""
-    return torch.promote_types(video.dtype, torch.float32)
-
-
 def separable(
-    parts: Parts, vertical: Tensor, horizontal: Tensor, *, dtype: torch.dtype | None = None
+    video: Tensor, vertical: Tensor, horizontal: Tensor, *, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Compute ``vertical @ frame @ horizontal.T`` for every frame, each clip with its matrices.
 
     Integers keep their dtype and are rounded to the nearest.
 
     Args:
-        parts: Of a video (B, C, T, H, W).
+        video: (B, C, T, H, W).
         vertical: (B, h, H) weights, of which no row leaves the range of the pixels.
         horizontal: (B, w, W) weights, likewise.
         dtype: Of the products; by default that of the video, at least float32.
@@ -39,11 +33,10 @@ def separable(
     Returns:
         (B, C, T, h, w) in the dtype of the video.
     """
-    video, dtype = parts[0], dtype or wide(parts[0])
+    dtype = dtype or common_dtype(video)
     # With the rows of its frames side by side, a clip takes one product for each direction.
-    kind: Any = {"dtype": dtype, "memory_format": torch.contiguous_format}
-    rows = [part.permute(0, 3, 1, 2, 4).to(**kind) for part in parts]
-    frames = torch.cat(rows, dim=2) if len(rows) > 1 else rows[0]  # (B, H, C, T, W)
+    rows_first = video.permute(0, 3, 1, 2, 4)  # (B, H, C, T, W)
+    frames = rows_first.to(dtype, memory_format=torch.contiguous_format)
     b, height, c, t, width = frames.shape
     out_height, out_width = vertical.shape[1], horizontal.shape[1]
     with without_autocast(video):
@@ -93,12 +86,8 @@ def _middles(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def gaussian_taps(sigma: Tensor, kernel_size: int) -> Tensor:
     """Weights (B, kernel_size) of a Gaussian of width ``sigma`` (B,) pixels; they sum to 1."""
     radius = kernel_size // 2
-    offsets = kept(_around, radius, like=sigma)
+    offsets = kept(torch.arange, -radius, radius + 1, like=sigma)
     return torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)) ** 2, dim=1)
-
-
-def _around(radius: int, device: torch.device) -> Tensor:
-    return torch.arange(-radius, radius + 1, device=device)
 
 
 def reflected(size: int, radius: int, device: torch.device) -> Tensor:
@@ -106,7 +95,8 @@ def reflected(size: int, radius: int, device: torch.device) -> Tensor:
 
     The end pixel is not repeated: -1 becomes 1, and ``size`` becomes ``size - 2``.
     """
-    pixels = torch.arange(size, device=device).view(-1, 1) + _around(radius, device)
+    offsets = torch.arange(-radius, radius + 1, device=device)
+    pixels = torch.arange(size, device=device).view(-1, 1) + offsets
     return (size - 1) - ((size - 1) - pixels.abs()).abs()
 
 

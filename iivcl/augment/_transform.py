@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iivcl.augment._arguments import check_video
-from iivcl.augment._constants import kept
+from iivcl.augment._constants import constant
 from iivcl.augment._engine import execute
 from iivcl.augment._program import Call, Program, tensors_of
 
@@ -143,16 +143,10 @@ def _draw(ranges: Sequence[Range], video: Tensor, generator: torch.Generator | N
     shape, size = (len(video), len(ranges)), (video.shape[-2], video.shape[-1])
     unit = torch.rand(shape, device=device, dtype=torch.float32, generator=generator)
     unit = unit.to(video.device, non_blocking=video.device.type != "cpu")
-    if not ranges:
-        return Drawn(unit, unit.bool(), video, size, generator)
-    low, length = kept(_low_and_length, tuple(ranges), like=unit).unbind(0)  # (n,)
+    low_and_length = constant(tuple((low, high - low) for low, high in ranges), unit)
+    low, length = low_and_length.view(len(ranges), 2).unbind(1)  # (n,)
     values = torch.addcmul(low, unit, length)
     return Drawn(values, values < 0, video, size, generator)
-
-
-def _low_and_length(ranges: tuple[Range, ...], device: torch.device) -> Tensor:
-    rows = [low for low, _ in ranges], [high - low for low, high in ranges]
-    return torch.tensor(rows, dtype=torch.float32, device=device)
 
 
 def chance(p: float) -> Range:
@@ -164,8 +158,6 @@ def read(transform: Transform[Any], drawn: Drawn) -> Any:
     """Parameters of a transform; one with a ``make_params`` of its own draws them now."""
     if type(transform).make_params is not Transform.make_params:
         # It sees a stand-in of the size that the video will have then, which holds one number.
-        one = drawn.video[..., :1, :1]
-        return transform.make_params(
-            one.expand(*drawn.video.shape[:-2], *drawn.size), drawn.generator
-        )
+        stand_in = drawn.video[..., :1, :1].expand(*drawn.video.shape[:-2], *drawn.size)
+        return transform.make_params(stand_in, drawn.generator)
     return transform._read(drawn)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from iivcl.augment import _color_arithmetic as color
 from iivcl.augment import _program as ops
-from iivcl.augment._arguments import check_channels, check_mean_std, check_statistics, check_video
+from iivcl.augment._arguments import check_dtype, check_mean_std, check_video
+from iivcl.augment._color_arithmetic import white_of
 from iivcl.augment._engine import execute
 
-__all__ = [
-    "adjust_brightness",
-    "adjust_contrast",
-    "adjust_hue",
-    "adjust_saturation",
-    "normalize",
-    "solarize",
-    "to_float",
-    "to_grayscale",
-]
+__all__ = ["adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation"]
+__all__ += ["normalize", "solarize", "to_float", "to_grayscale"]
 
 
 def to_float(video: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -43,8 +34,7 @@ def to_float(video: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 1, 3)).flatten()
         tensor([0.0000, 0.2000, 1.0000])
     """
-    if not dtype.is_floating_point:
-        raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
+    check_dtype(dtype)
     return execute((ops.ToFloat(dtype),), video)
 
 
@@ -69,7 +59,6 @@ def normalize(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> 
         tensor([-2.,  0.,  2.])
     """
     check_mean_std(mean, std)
-    check_statistics(video, mean, std)
     return execute((ops.Normalize(tuple(mean), tuple(std)),), video)
 
 
@@ -94,7 +83,7 @@ def adjust_brightness(video: Tensor, factor: Tensor) -> Tensor:
         <BLANKLINE>
                 [[[1.0000]]]])
     """
-    return _recolored(video, ops.Blend(factor, "black"))
+    return execute((ops.Blend(factor, "black"),), video)
 
 
 def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
@@ -119,7 +108,7 @@ def adjust_contrast(video: Tensor, factor: Tensor) -> Tensor:
         >>> adjust_contrast(video, torch.tensor([0.5])).flatten()
         tensor([0.3750, 0.6250])
     """
-    return _recolored(video, ops.Blend(factor, "mean"))
+    return execute((ops.Blend(factor, "mean"),), video)
 
 
 def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
@@ -144,7 +133,7 @@ def adjust_saturation(video: Tensor, factor: Tensor) -> Tensor:
         >>> adjust_saturation(video, torch.tensor([0.0])).flatten()
         tensor([0.2989, 0.2989, 0.2989])
     """
-    return _recolored(video, ops.Blend(factor, "gray"))
+    return execute((ops.Blend(factor, "gray"),), video)
 
 
 def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
@@ -169,7 +158,7 @@ def adjust_hue(video: Tensor, shift: Tensor) -> Tensor:
         >>> adjust_hue(red, torch.tensor([0.5])).flatten()
         tensor([0., 1., 1.])
     """
-    return _recolored(video, ops.Hue(shift))
+    return execute((ops.Hue(shift),), video)
 
 
 def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
@@ -193,7 +182,7 @@ def to_grayscale(video: Tensor, where: Tensor) -> Tensor:
         >>> to_grayscale(green, torch.tensor([True])).flatten()
         tensor([149, 149, 149], dtype=torch.uint8)
     """
-    return _recolored(video, ops.Where(where, (ops.Gray(),)))
+    return execute((ops.Where(where, (ops.Gray(),)),), video)
 
 
 def solarize(video: Tensor, threshold: Tensor) -> Tensor:
@@ -217,9 +206,4 @@ def solarize(video: Tensor, threshold: Tensor) -> Tensor:
         tensor([  0, 100, 127,   0], dtype=torch.uint8)
     """
     check_video(video)
-    return _recolored(video, ops.Solarize(threshold / color.white_of(video)))
-
-
-def _recolored(video: Tensor, op: Any) -> Tensor:
-    check_channels(video)
-    return execute((op,), video)
+    return execute((ops.Solarize(threshold / white_of(video)),), video)

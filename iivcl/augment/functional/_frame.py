@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from iivcl._checks import check_at_least, check_mask
 from iivcl.augment import _program as ops
 from iivcl.augment import _reference as reference
-from iivcl.augment._arguments import check_kernel_size, check_mask, check_size, check_video
+from iivcl.augment._arguments import check_kernel_size, check_size, check_video
 from iivcl.augment._engine import execute
 
 __all__ = ["center_crop", "crop_resize", "gaussian_blur", "horizontal_flip", "resize_short_side"]
@@ -50,7 +51,7 @@ def resize_short_side(video: Tensor, size: int) -> Tensor:
         (B, C, T, H', W') in the dtype of ``video``; the input itself when it has that size.
 
     Raises:
-        TypeError: ``video`` is neither uint8 nor floating.
+        TypeError: ``video`` is neither uint8 nor floating, or ``size`` is no integer.
         ValueError: ``video`` has another rank, or ``size`` is below 1.
 
     Example:
@@ -58,7 +59,8 @@ def resize_short_side(video: Tensor, size: int) -> Tensor:
         torch.Size([1, 3, 8, 128, 170])
     """
     check_video(video)
-    op = ops.ResizeShortSide(check_size(size)[0])
+    check_at_least(1, size=size)
+    op = ops.ResizeShortSide(size)
     return execute((op,), video) if op.expand(video) else video
 
 
@@ -105,7 +107,7 @@ def horizontal_flip(video: Tensor, flip: Tensor) -> Tensor:
                 [3., 4., 5.]])
     """
     check_video(video)
-    check_mask("flip", flip, len(video))
+    check_mask("flip", flip, "B", B=(len(video), "video"))
     return execute((ops.Where(flip, (ops.Flip(),)),), video)
 
 
