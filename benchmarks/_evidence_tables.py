@@ -109,7 +109,8 @@ def tables(cells: Cells) -> str:
 
 def answer(cells: Cells, question: str) -> str:
     """Write the table of one question, or say that it has no pair."""
-    chosen = groups(cells) if question == "longer" else main_groups(cells)
+    whole = question in ("crops", "longer")  # asked of runs of every length
+    chosen = groups(cells) if whole else main_groups(cells)
     rows = []
     for method in QUESTIONS[question]:
         for (name, steps), part in chosen.items():
