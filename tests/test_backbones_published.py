@@ -28,7 +28,15 @@ from published import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iivcl.backbones import VideoEncoder, as_encoder, inflate, load_weights, s3d, slow_r50
+from iivcl.backbones import (
+    SplitBatchNorm,
+    VideoEncoder,
+    as_encoder,
+    inflate,
+    load_weights,
+    s3d,
+    slow_r50,
+)
 
 RHO_FILES = (
     "MoCo_SlowR50_8x8_T2_epoch_00200.pyth",
@@ -176,6 +184,8 @@ def test_coclr_needs_its_epsilon(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load_weights(backbone, path)
     torch.testing.assert_close(dict(backbone.state_dict()), before, rtol=0, atol=0)
+    split = SplitBatchNorm.convert_split_batchnorm(s3d(norm_eps=1e-5), num_splits=2)
+    assert all("num_batches_tracked" in name for name in load_weights(split, path).missing)
 
 
 def rename(old: str, new: str) -> Callable[[State], State]:

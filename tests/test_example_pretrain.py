@@ -7,6 +7,7 @@ import json
 import math
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pretraining import log, pretrain, tensors, timeless
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
+from iivcl import NNSupportQueue
 from iivcl.data import make_synthetic_videos
 
 NUMBERS = {
@@ -172,6 +174,36 @@ def test_a_step_in_parts_is_the_step_as_a_whole(videos: Path, tmp_path: Path) ->
     for name in ("step", "loss", "learning_rate", "momentum"):
         expected = [line[name] for line in timeless(whole)]
         assert [line[name] for line in timeless(parts)] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("clips", [2, 3])
+def test_positives_are_the_rows_that_a_clip_and_the_others_of_its_video_find(clips: int) -> None:
+    module, g = pretraining.load(), torch.Generator().manual_seed(0)
+    queue, ids, k = NNSupportQueue(40, 6), torch.arange(8), 7
+    queue.enqueue(torch.randn(40, 6, generator=g), torch.arange(40) // 2)
+    key = F.normalize(torch.randn(8, clips, 6, generator=g), dim=2)
+    run, args = SimpleNamespace(queue=queue), SimpleNamespace(clips=clips, neighbors=k)
+    accepted = module.agreed_neighbors(key, ids, run, args)
+    kept = 0
+    for i, found in enumerate(accepted):
+        others = torch.cat([key[:, :i], key[:, i + 1 :]], dim=1).mean(1)
+        own, rest = (queue.nearest(x, k, ids=ids).indices.tolist() for x in (key[:, i], others))
+        for b in range(8):
+            common = [row for row in rest[b] if row in own[b]]  # best first, to the others
+            assert found.indices[b][found.valid[b]].tolist() == common
+            kept += len(common)
+    assert 0 < kept < 8 * clips * k
+
+
+def test_agreed_rows_are_the_default_and_all_rows_a_choice(videos: Path, tmp_path: Path) -> None:
+    """The runs part when neighbours count, and not before."""
+    losses = {}
+    for accept in ("default", "agreed", "all"):
+        options = () if accept == "default" else (f"--accept={accept}",)
+        pretrain(videos, tmp_path / accept, "--inter-start=0.5", *options)
+        losses[accept] = [line["loss"] for line in timeless(tmp_path / accept)]
+    assert losses["default"] == losses["agreed"] != losses["all"]
+    assert losses["agreed"][0] == losses["all"][0]
 
 
 class Plain:
