@@ -52,6 +52,7 @@ def run_cell(
     steps: int,
     seed: int,
     device: str = "cpu",
+    half: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train, and evaluate on people whom training has not seen.
@@ -64,6 +65,7 @@ def run_cell(
         seed: Of everything that is drawn. Up to the first neighbours, methods of one seed that have
             the same parts take the same steps, once in a process.
         device: Where it runs.
+        half: Whether models are trained in bfloat16, as `torch.autocast` does; evaluation is not.
         check: Called at every step; may raise.
 
     Returns:
@@ -73,7 +75,7 @@ def run_cell(
     encoder, curves = small_encoder(device), []
     see: list[nn.Module] = []
     if method in METHODS:
-        how = {"steps": steps, "seed": seed, "check": check}
+        how = {"steps": steps, "seed": seed, "half": half, "check": check}
         run = Run(encoder, videos, split[0], method, **how)
         run.train(states_of(videos, split[0], METHODS[method], steps, seed))
         encoder, curves = run.state.online[0], run.state.curves

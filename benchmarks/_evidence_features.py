@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,28 @@ def features_of(features: nn.Module, clips: Clips, places: Tensor) -> Tensor:
 
 
 def near_videos_of(
-    features: nn.Module, clips: Clips, places: Tensor, count: int, mutual: bool, k: int = 5
+    models: Sequence[nn.Module], clips: Clips, places: Tensor, ids: Tensor, k: int = 5
 ) -> Tensor:
-    """Find for each of ``count`` videos the k nearest of those in ``places``, (count, k) or -1."""
-    whole = features_of(features, clips, places)
-    whole = F.normalize(whole - whole.mean(0), dim=1)
-    near = (whole @ whole.T).fill_diagonal_(-torch.inf).topk(k).indices  # (N, k)
-    if mutual:
-        own = torch.arange(len(near), device=near.device)[:, None, None]
-        near = near.where((near[near] == own).any(2), -1)
-    places = places.to(near.device)
-    table = near.new_full((count, k), -1)
-    table[places] = places[near].where(near >= 0, -1)
+    """Find for each of N videos the k nearest of those in ``places`` and of other ids.
+
+    Near is what has a large sum of similarities, of features of all models that are centred.
+
+    Returns:
+        Numbers of videos, (N, k); -1 in the rows of videos that are not in ``places``.
+    """
+    near = torch.zeros(len(places), len(places), device=ids.device)
+    for model in models:
+        whole = features_of(model, clips, places)
+        whole = F.normalize(whole - whole.mean(0), dim=1)
+        near += whole @ whole.T
+    places = places.to(ids.device)
+    near.masked_fill_(ids[places, None] == ids[places], -torch.inf)
+    table = torch.full((len(ids), k), -1, device=ids.device)
+    table[places] = places[near.topk(k).indices]
     return table
+
+
+def mutual_videos(near: Tensor) -> Tensor:
+    """Keep of (N, k) near videos those to which the video itself is near; others become -1."""
+    own = torch.arange(len(near), device=near.device)[:, None, None]
+    return near.where((near[near] == own).any(2), -1)

@@ -26,6 +26,7 @@ class Lookup(NamedTuple):
     ids: Tensor  # (B,) rows of the same id are never found
     queue: NNSupportQueue
     labels: Tensor  # (B,)
+    row_videos: Tensor  # (K,)
     row_labels: Tensor  # (K,)
     generator: torch.Generator
     near: Tensor | None = None  # (B, k) numbers of the videos that are near as a whole, or -1
@@ -48,7 +49,7 @@ def nearest_to_mean(k: int) -> Finder:
 def near_videos(look: Lookup) -> Pair:
     """Take the newest row of each video that is near as a whole."""
     assert look.near is not None
-    is_row = look.near[:, :, None] == look.queue.ids  # (B, k, K)
+    is_row = (look.near[:, :, None] == look.row_videos) & look.queue.valid  # (B, k, K)
     stamps, rows = look.queue.stamps.where(is_row, -1).max(2)
     valid = stamps >= 0
 
@@ -209,13 +210,16 @@ class Method:
         term: What they do.
         start: Share of the steps before they count.
         weight: Weight of ``term``.
-        ids: What has one id: each video, the takes of one thing, or all videos of a person.
+        ids: What has one id, and is no negative: each video, the takes of one thing, or all videos
+            of a person.
+        apart: Rows of what is never found, though they are negatives; None for what has one id.
         query: What of the query the term sees: its ``"embedding"``, or a ``"prediction"`` from it.
         head: The term has the ``"shared"`` head and queue, or its ``"own"``.
         lookup: Neighbours are near in the ``"embedding"``; in that of an encoder which sees the
-            ``"changes"`` from frame to frame alone and was trained before; in ``"both"``, by the
-            sum of the two similarities; or as whole ``"videos"``, by the features of the backbone
-            for clips that are not augmented, 20 times in a run, of which ``"mutual-videos"`` keeps
+            ``"changes"`` from frame to frame alone and was trained before; or in ``"both"``, by the
+            sum of the two similarities.
+        unit: What is near: ``"clips"``; or whole ``"videos"``, by the features of the backbones for
+            clips that are not augmented, 20 times in a run, of which ``"mutual-videos"`` keeps
             those of which each is near to the other.
         sees: What the encoder itself sees: ``"frames"``, or their ``"changes"`` alone.
         colours: Whether colours are changed at random, too; else clips are cropped alone.
@@ -227,9 +231,11 @@ class Method:
     start: float = 0.4
     weight: float = 1.0
     ids: Literal["videos", "takes", "people"] = "videos"
+    apart: Literal["people"] | None = None
     query: Literal["embedding", "prediction"] = "embedding"
     head: Literal["shared", "own"] = "shared"
-    lookup: Literal["embedding", "changes", "both", "videos", "mutual-videos"] = "embedding"
+    lookup: Literal["embedding", "changes", "both"] = "embedding"
+    unit: Literal["clips", "videos", "mutual-videos"] = "clips"
     sees: Literal["frames", "changes"] = "frames"
     colours: bool = True
     queue: int = 512
@@ -258,8 +264,17 @@ METHODS: dict[str, Method] = {
     "both-views": Method(find=nearest(5), lookup="both"),
     "both-views-takes": Method(find=nearest(5), lookup="both", ids="takes"),
     "gate-both-views": Method(find=GATE, lookup="both"),
-    "videos": Method(find=near_videos, lookup="videos"),
-    "mutual-videos": Method(find=near_videos, lookup="mutual-videos"),
+    "videos": Method(find=near_videos, unit="videos"),
+    "mutual-videos": Method(find=near_videos, unit="mutual-videos"),
+    "apart": Method(find=nearest(5), apart="people"),
+    "agreed-apart": Method(find=kept(nearest(5), agreed), apart="people"),
+    "second-view-apart": Method(find=nearest(5), lookup="changes", apart="people"),
+    "agreed-second-view-apart": Method(
+        find=kept(nearest(5), agreed), lookup="changes", apart="people"
+    ),
+    "mutual-videos-apart": Method(
+        find=near_videos, lookup="both", unit="mutual-videos", apart="people"
+    ),
     "queue-2048": Method(find=nearest(5), queue=2048),
     # What makes impure ones harmless?
     "soft": Method(find=nearest(10), term=weighted(soft=TEMPERATURE)),

@@ -14,6 +14,7 @@ from _evidence_features import (
     NORMALIZE,
     Changes,
     clip_of,
+    mutual_videos,
     near_videos_of,
     settings,
     small_encoder,
@@ -42,8 +43,8 @@ class State:
     predictor: nn.Module
     optimizer: torch.optim.Optimizer
     queues: list[NNSupportQueue]  # of every head
-    second_queue: NNSupportQueue  # of what neighbours are near in, its rows in step with the others
-    row_labels: Tensor  # (K,) of the rows of every queue
+    lookup_queue: NNSupportQueue  # of what neighbours are near in, its rows in step with the others
+    row_videos: Tensor  # (K,) of the rows of every queue
     draws: torch.Generator  # of videos, clips and colours: the same for all methods
     method_draws: torch.Generator
     order: Tensor  # videos of this epoch that are yet to be seen
@@ -61,6 +62,7 @@ class Run:
         name: A name in `METHODS`.
         steps: How many.
         seed: Of everything that is drawn but the weights of the encoder.
+        half: Whether models compute in bfloat16, as `torch.autocast` does.
         check: Called at every step; may raise.
     """
 
@@ -73,22 +75,26 @@ class Run:
         *,
         steps: int,
         seed: int,
+        half: bool = False,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         method, device = METHODS[name], next(encoder.parameters()).device
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
         self.method, self.places, self.steps, self.check = method, places, steps, check
-        self.rate, self.count = settings(videos.kind).learning_rate, len(videos.labels)
+        self.rate = settings(videos.kind).learning_rate
         self.start = math.ceil(method.start * steps)
         self.batch = min(BATCH, len(places))
         self.clips = Clips(videos, device, **clip_of(videos.kind))
-        self.ids, self.labels = (x.to(device) for x in (videos.ids(method.ids), videos.labels))
+        self.ids = videos.ids(method.ids).to(device)
+        self.apart = videos.ids(method.apart or method.ids).to(device)
+        self.labels = videos.labels.to(device)
         self.see = Changes() if method.sees == "changes" else nn.Identity()
         self.transform = transform_of(videos.kind, method.colours)
         self.intra = IIVCLLoss(num_neighbors=0, temperature=TEMPERATURE, batch_negatives=True)
         self.state = self._begin(encoder, seed)
         self.second: nn.Module | None = None
         if method.lookup in ("changes", "both"):
-            how = {"steps": steps, "seed": seed, "check": check}
+            how = {"steps": steps, "seed": seed, "half": half, "check": check}
             self.second = encoder_of_changes(videos, places, device, **how)
 
     def _begin(self, encoder: nn.Module, seed: int) -> State:
@@ -117,7 +123,7 @@ class Run:
             ),
             [NNSupportQueue(method.queue, DIM).to(device) for _ in heads],
             NNSupportQueue(method.queue, near).to(device),
-            torch.full((method.queue,), -1, device=device),
+            torch.zeros(method.queue, dtype=torch.int64, device=device),
             *(torch.Generator().manual_seed(2 * seed + i) for i in (0, 1)),
             order=torch.empty(0, dtype=torch.int64),
         )
@@ -154,13 +160,19 @@ class Run:
         ]
         loss = torch.stack(intra).mean()
 
-        look = Lookup(key[-1], ids, state.queues[-1], labels, state.row_labels, state.method_draws)
-        if self.second is not None:
-            look = look._replace(keys=self._second_keys(frames, key[-1]), queue=state.second_queue)
+        look = Lookup(
+            key[-1] if self.second is None else self._second_keys(frames, key[-1]),
+            self.apart[chosen],
+            state.lookup_queue,
+            labels,
+            state.row_videos,
+            self.labels[state.row_videos],
+            state.method_draws,
+        )
         if shown:
             point = {"step": step, "intra": loss.item(), **watch(look, query[0])}
         if method.find is not None and step >= self.start:
-            if method.lookup.endswith("videos"):
+            if method.unit != "clips":
                 look = look._replace(near=self._near_videos(step)[chosen])
             found = method.find(look)
             seen = [state.predictor(query[-1][i]) for i in (0, 1)]
@@ -179,7 +191,7 @@ class Run:
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
-        self._enqueue(key, look, ids, labels)
+        self._enqueue(key, look, ids, chosen)
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Draw videos, and two clips of each, (2 B, 3, T, H, W): the first of all, the second."""
@@ -194,14 +206,18 @@ class Run:
 
     def _embed(self, model: nn.ModuleList, views: Tensor) -> list[Tensor]:
         """Embed both clips by every head, (2, B, D)."""
-        features = model[0](views)
-        return [F.normalize(head(features), dim=1).view(2, self.batch, DIM) for head in model[1]]
+        with self.autocast:
+            features = model[0](views)
+            heads = [head(features) for head in model[1]]
+        return [F.normalize(x.float(), dim=1).view(2, self.batch, DIM) for x in heads]
 
     @torch.no_grad()
     def _second_keys(self, frames: Tensor, key: Tensor) -> Tensor:
         """Embed both clips by what changes in them, and by the keys as well if both count."""
         assert self.second is not None
-        near = [F.normalize(self.second(Changes()(frames)), dim=1).view(2, self.batch, DIM)]
+        with self.autocast:
+            seen = self.second(Changes()(frames))
+        near = [F.normalize(seen.float(), dim=1).view(2, self.batch, DIM)]
         near += [key] * (self.method.lookup == "both")
         return F.normalize(torch.cat(near, dim=2), dim=2)
 
@@ -209,19 +225,21 @@ class Run:
         """Give the videos that are near to each as a whole, as of one of the last steps."""
         state = self.state
         if state.near is None or step % max(1, self.steps // POINTS) == 0:
-            seen_alone = nn.Sequential(NORMALIZE, self.see, state.target[0])
-            mutual = self.method.lookup.startswith("mutual")
-            state.near = near_videos_of(seen_alone, self.clips, self.places, self.count, mutual)
+            models = [nn.Sequential(NORMALIZE, self.see, state.target[0])]
+            if self.second is not None:
+                second = nn.Sequential(NORMALIZE, Changes(), self.second[0])
+                models = [second, *models] if self.method.lookup == "both" else [second]
+            near = near_videos_of(models, self.clips, self.places, self.apart)
+            state.near = mutual_videos(near) if self.method.unit == "mutual-videos" else near
         return state.near
 
-    def _enqueue(self, key: list[Tensor], look: Lookup, ids: Tensor, labels: Tensor) -> None:
+    def _enqueue(self, key: list[Tensor], look: Lookup, ids: Tensor, chosen: Tensor) -> None:
         state = self.state
         places = torch.arange(2 * self.batch, device=ids.device)
-        state.row_labels[(state.queues[0].cursor + places) % self.method.queue] = labels.repeat(2)
+        state.row_videos[(state.queues[0].cursor + places) % self.method.queue] = chosen.repeat(2)
         for queue, keys in zip(state.queues, key, strict=True):
             queue.enqueue(keys.flatten(0, 1), ids.repeat(2))
-        if self.second is not None:
-            state.second_queue.enqueue(look.keys.flatten(0, 1), ids.repeat(2))
+        state.lookup_queue.enqueue(look.keys.flatten(0, 1), look.ids.repeat(2))
 
 
 _OF_CHANGES: dict[tuple[Any, ...], nn.Module] = {}

@@ -45,7 +45,8 @@ FAILURES = 5  # after which a call gives up: a GPU that failed once may fail for
 class Cell(NamedTuple):
     """One run. Cells that differ in the method alone are compared with each other.
 
-    Another kind of device rounds differently, from the first step on, which all methods share.
+    Another kind of device or number rounds differently, from the first step on, which all methods
+    share.
     """
 
     set: str
@@ -67,8 +68,13 @@ def place(name: str, number: int) -> tuple[int, int]:
     return (0, number) if name.endswith(OFFICIAL) else (number % FOLDS, number // FOLDS)
 
 
-def plan(sets: Sequence[str], steps: int, on: str = "cpu") -> list[Cell]:
-    """List the cells by priority: the headline pair first, what explores, then more pairs."""
+def plan(
+    sets: Sequence[str], steps: int, on: str = "cpu", methods: Sequence[str] | None = None
+) -> list[Cell]:
+    """List the cells by priority: the headline first, what explores, then more pairs.
+
+    Methods that are named come pair by pair, in their order.
+    """
 
     def pairs(numbers: range, methods: Sequence[str]) -> list[Cell]:
         return [
@@ -78,6 +84,8 @@ def plan(sets: Sequence[str], steps: int, on: str = "cpu") -> list[Cell]:
             for method in methods
         ]
 
+    if methods is not None:
+        return pairs(range(MANY), methods)
     rest = [method for method in METHODS if method not in HEADLINE]
     baselines = pairs(range(FOLDS), BASELINES)
     few, more = pairs(range(FEW), HEADLINE), pairs(range(FEW, MANY), HEADLINE)
@@ -111,6 +119,7 @@ def run_cells(
     *,
     minutes: float,
     device: str = "cpu",
+    half: bool = False,
 ) -> list[str]:
     """Run the cells that are not there until the time is over; return the names of the failed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +145,7 @@ def run_cells(
             videos, started, computed = loaded[cell.set], time.monotonic(), time.process_time()
             at_end = cell.set.endswith(OFFICIAL)
             split = official(videos) if at_end else fold(videos, cell.fold)
-            options = {"steps": cell.steps, "seed": cell.seed, "device": device}
+            options = {"steps": cell.steps, "seed": cell.seed, "device": device, "half": half}
             try:
                 result = run_cell(videos, split, cell.method, check=check, **options)
             except TimeoutError:
@@ -182,7 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--real", type=Path, help="folder with a manifest.csv")
     parser.add_argument("--sets", nargs="+", help="default: all but the official split")
     parser.add_argument("--methods", nargs="+", choices=(*BASELINES, *METHODS))
-    parser.add_argument("--pairs", type=int, default=MANY, help="how many at most")
+    parser.add_argument(
+        "--pairs", type=int, default=MANY, help="how many at most, skipped ones too"
+    )
+    parser.add_argument(
+        "--skip", type=int, default=0, help="so many pairs, which another call runs"
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--minutes", type=float, default=60.0, help="that this call may take")
     parser.add_argument("--out", type=Path, default=CELLS)
@@ -191,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="folder of generated and decoded sets",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--half", action="store_true", help="train in bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the cells, and run none")
     parser.add_argument("--page", action="store_true", help="write tables and plots, and run none")
@@ -207,11 +222,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sets = args.sets or known
     if unknown := set(sets) - {*known, *(name + OFFICIAL for name in real)}:
         parser.error(f"unknown sets {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    on = torch.device(args.device).type + "-bf16" * args.half
     cells = [
         cell
-        for cell in plan(sets, args.steps, torch.device(args.device).type)
-        if cell.method in (args.methods or (*BASELINES, *METHODS))
-        and (cell.fold, cell.seed) in [place(cell.set, number) for number in range(args.pairs)]
+        for cell in plan(sets, args.steps, on, args.methods)
+        if (cell.fold, cell.seed)
+        in [place(cell.set, number) for number in range(args.skip, args.pairs)]
     ]
     if args.list:
         for cell in cells:
@@ -222,7 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return load_set(name.removesuffix(OFFICIAL), args.generated, args.real or Path())
 
     torch.set_num_threads(args.threads)
-    if failed := run_cells(cells, args.out, load, minutes=args.minutes, device=args.device):
+    how = {"minutes": args.minutes, "device": args.device, "half": args.half}
+    if failed := run_cells(cells, args.out, load, **how):
         parser.exit(1, f"failed: {', '.join(failed)}\n")
 
 

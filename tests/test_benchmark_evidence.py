@@ -41,6 +41,12 @@ def sets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def features(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("_evidence_features")
+
+
+@pytest.fixture
 def methods(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("_evidence_methods")
@@ -306,10 +312,12 @@ def test_page_and_plots_are_written_out_of_the_cells(
 def look(methods: ModuleType) -> Any:
     g = torch.Generator().manual_seed(0)
     queue = NNSupportQueue(40, 6)
-    queue.enqueue(torch.randn(36, 6, generator=g), torch.arange(36) // 2)  # 4 rows not written
+    for part in (torch.arange(17), torch.arange(17, 36)):  # 4 rows are not written
+        queue.enqueue(torch.randn(len(part), 6, generator=g), part // 2)
     keys = F.normalize(torch.randn(2, 8, 6, generator=g), dim=2)
     row_labels = torch.cat([torch.arange(36) % 4, torch.tensor([-1] * 4)])
-    return methods.Lookup(keys, torch.arange(8), queue, torch.arange(8) % 4, row_labels, g)
+    rows = torch.arange(40) // 2  # and 2 videos that are not there
+    return methods.Lookup(keys, torch.arange(8), queue, torch.arange(8) % 4, rows, row_labels, g)
 
 
 @pytest.mark.parametrize("purity", [0.0, 0.5, 1.0])
@@ -348,6 +356,64 @@ def test_agreed_rows_are_those_of_both_clips(methods: ModuleType, look: Any) -> 
         both = set(first.indices[i].tolist()) & set(second.indices[i].tolist())
         for found in kept:
             assert set(found.indices[i][found.valid[i]].tolist()) == both
+
+
+def test_rows_of_near_videos_are_their_newest(methods: ModuleType, look: Any) -> None:
+    near = torch.tensor([[8, -1, 17], [19, 0, 5]] * 4)  # of videos 18 and 19 no row is written
+    for key, found in zip(look.keys, methods.near_videos(look._replace(near=near)), strict=True):
+        for i, row in enumerate(near.tolist()):
+            for j, video in enumerate(row):
+                assert found.valid[i, j] == (0 <= video < 18)
+                if found.valid[i, j]:
+                    row = found.indices[i, j]
+                    assert look.row_videos[row] == video
+                    same = look.queue.stamps[look.row_videos == video]
+                    assert look.queue.stamps[row] == same.max()
+                    similarity = look.queue.keys[row] @ key[i]
+                    torch.testing.assert_close(found.similarity[i, j], similarity)
+
+
+def test_near_videos_are_of_other_ids_and_mutual_ones_by_a_loop(
+    features: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    places, ids = torch.arange(1, 25), torch.arange(26) // 3
+    views = [torch.randn(24, 7, generator=g, dtype=torch.float64) for _ in range(2)]
+    monkeypatch.setattr(features, "features_of", lambda model, clips, places: views[model])
+    near = features.near_videos_of([0, 1], None, places, ids, k=4)
+    mutual = features.mutual_videos(near)
+    centred = [F.normalize(view - view.mean(0), dim=1) for view in views]
+    for i in range(26):
+        if i not in places:
+            assert near[i].tolist() == [-1] * 4
+            continue
+        others = [j for j in places.tolist() if ids[j] != ids[i]]
+        score = {j: sum(float(x[i - 1] @ x[j - 1]) for x in centred) for j in others}
+        assert near[i].tolist() == sorted(others, key=lambda j: -score[j])[:4]
+        kept = [j if i in near[j].tolist() else -1 for j in near[i].tolist()]
+        assert mutual[i].tolist() == kept
+    assert 0 < (mutual >= 0).sum() < 24 * 4
+
+
+def test_people_who_are_apart_are_negatives_and_no_neighbours(
+    evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = {"num_videos": 12, "num_classes": 2, "takes": 3, "size": 32, "num_frames": 8}
+    monkeypatch.setitem(evidence.GENERATED, "tiny", tiny)
+    videos = evidence.load_set("tiny", tmp_path, tmp_path)
+    train = importlib.import_module("_evidence_train")
+    for name in ("plain", "apart"):
+        run = train.Run(
+            importlib.import_module("_evidence_features").small_encoder("cpu"),
+            videos, torch.arange(12), name, steps=9, seed=0,
+        )  # fmt: skip
+        run.train({})
+        queue, lookup = run.state.queues[0], run.state.lookup_queue
+        assert torch.equal(queue.keys, lookup.keys)
+        rows = run.state.row_videos[: queue.filled]
+        assert torch.equal(queue.ids[: queue.filled], rows)  # its own video alone is no negative
+        apart = videos.people if name == "apart" else torch.arange(12)
+        assert torch.equal(lookup.ids[: queue.filled], apart[rows])
 
 
 def test_equal_weights_without_the_own_key_are_the_inter_term_of_the_library(
