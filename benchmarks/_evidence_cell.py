@@ -21,7 +21,7 @@ from _evidence_sets import SIZE, Clips, Videos
 from _evidence_train import BATCH, DIM, Metrics, Run, State
 from torch import Tensor, nn
 
-from iivcl.evaluation import fit_linear_probe, knn_classify, retrieval_recall, topk_accuracy
+from iivcl.evaluation import fit_linear_probe, knn_classify, retrieval_metrics, topk_accuracy
 
 BASELINES = ("raw-pixels", "frame-differences", "random-start")
 
@@ -123,14 +123,15 @@ def evaluate(
     # On the host, which is as fast from here on.
     gallery, query = (features_of(features, clips, part).cpu() for part in (train, test))
     labels, truth = videos.labels[train], videos.labels[test]
-    recall = retrieval_recall(query, truth, gallery, labels, ks=(1, 5))
+    found = retrieval_metrics(query, truth, gallery, labels, ks=(1, 5))
     classes = int(videos.labels.max()) + 1
     near = {"k": min(20, len(gallery)), "num_classes": classes}
     votes = knn_classify(query, gallery, labels, **near)
     probe = fit_linear_probe(gallery, labels, num_classes=classes)
     return {
-        "recall_at_1": round(recall[1], 5),
-        "recall_at_5": round(recall[5], 5),
+        "recall_at_1": round(found.recall[1], 5),
+        "recall_at_5": round(found.recall[5], 5),
+        "mean_average_precision": round(found.mean_average_precision, 5),
         "knn": round(topk_accuracy(votes, truth, ks=(1,))[1], 5),
         "linear": round(topk_accuracy(probe(query), truth, ks=(1,))[1], 5),
         "test_videos": len(test),

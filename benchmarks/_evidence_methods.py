@@ -20,14 +20,16 @@ TEMPERATURE = 0.1
 
 
 class Lookup(NamedTuple):
-    """What a search sees; labels are for the oracle and the curves alone."""
+    """What a search sees; labels and people are for the oracle and the curves alone."""
 
     keys: Tensor  # (2, B, D) momentum keys of both clips, of unit length
     ids: Tensor  # (B,) rows of the same id are never found
     queue: NNSupportQueue
     labels: Tensor  # (B,)
+    people: Tensor  # (B,)
     row_videos: Tensor  # (K,)
     row_labels: Tensor  # (K,)
+    row_people: Tensor  # (K,)
     generator: torch.Generator
     near: Tensor | None = None  # (B, k) numbers of the videos that are near as a whole, or -1
 
@@ -254,6 +256,7 @@ METHODS: dict[str, Method] = {
     # What makes them purer?
     "takes": Method(find=nearest(5), ids="takes"),
     "people": Method(find=nearest(5), ids="people"),
+    "agreed-people": Method(find=kept(nearest(5), agreed), ids="people"),
     "mutual": Method(find=kept(nearest(5), mutual)),
     "agreed": Method(find=kept(nearest(5), agreed)),
     "mean": Method(find=nearest_to_mean(5)),
@@ -272,7 +275,8 @@ METHODS: dict[str, Method] = {
     "agreed-second-view-apart": Method(
         find=kept(nearest(5), agreed), lookup="changes", apart="people"
     ),
-    "mutual-videos-apart": Method(
+    "mutual-videos-apart": Method(find=near_videos, unit="mutual-videos", apart="people"),
+    "both-views-videos-apart": Method(
         find=near_videos, lookup="both", unit="mutual-videos", apart="people"
     ),
     "queue-2048": Method(find=nearest(5), queue=2048),

@@ -13,19 +13,31 @@ from _evidence_methods import METHODS
 from _measure import table
 
 Cells = Sequence[dict[str, Any]]
-METRICS = {"recall_at_1": "R@1", "recall_at_5": "R@5", "knn": "kNN", "linear": "linear"}
-GAINS = ["against", "R@1 gain", "linear gain", "pairs"]
-CURVES = ["purity of 5 nearest", "accepted", "their purity"]
-HEADER = ["method", "cells", *METRICS.values(), *GAINS, *CURVES]
+METRICS = {
+    "recall_at_1": "R@1",
+    "recall_at_5": "R@5",
+    "mean_average_precision": "mAP",  # which older cells lack
+    "knn": "kNN",
+    "linear": "linear",
+}
+GAINS = ["against", "R@1 gain", "linear gain", "pairs", "mAP gain (pairs)"]
+CURVES = {
+    "nearest_purity": "purity of 5 nearest",
+    "nearest_same_person": "of the same person",
+    "accepted": "accepted",
+    "purity": "their purity",
+}
+HEADER = ["method", "cells", *METRICS.values(), *GAINS, *CURVES.values()]
 # What each question compares, in the order of the page.
 QUESTIONS = {
     "pure": ("oracle-30", "oracle-50", "oracle-70", "oracle-85", "oracle", "oracle-k1",
              "oracle-k10", "plain"),
-    "purer": ("plain", "takes", "people", "mutual", "agreed", "mean", "gate", "gate-takes",
+    "purer": ("plain", "takes", "people", "agreed-people", "mutual", "agreed", "mean", "gate", "gate-takes",
               "second-view", "agreed-second-view", "gate-second-view", "both-views",
               "both-views-takes", "gate-both-views", "videos", "mutual-videos", "apart",
               "agreed-apart", "second-view-apart", "agreed-second-view-apart",
-              "mutual-videos-apart", "queue-2048",
+              "mutual-videos-apart", "both-views-videos-apart",
+              "queue-2048",
               "changes-intra", "changes-plain", "changes-takes", "changes-oracle"),
     "harmless": ("plain", "soft", "own-key", "soft-own", "gate-own", "predictor", "own-head",
                  "spare", "changes-soft-own"),
@@ -46,7 +58,7 @@ def paired(cells: Cells, method: str, metric: str) -> list[float]:
     """Subtract from a method's results those of its partner of the same fold, seed and device."""
     of: dict[str, dict[tuple[Any, ...], float]] = {method: {}, partner(method): {}}
     for cell in cells:
-        if cell["method"] in of:
+        if cell["method"] in of and metric in cell["results"]:
             pair = cell["fold"], cell["seed"], cell["on"]
             of[cell["method"]][pair] = cell["results"][metric]
     without = of[partner(method)]
@@ -121,22 +133,24 @@ def answer(cells: Cells, question: str) -> str:
                 rows.append([method, f"{name}, {steps:,}", *line[2 + len(METRICS) :]])
     if not rows:
         return "Not yet measured.\n"
-    return table(["method", "set, steps", *GAINS, *CURVES], rows)
+    return table(["method", "set, steps", *GAINS, *CURVES.values()], rows)
 
 
 def row(cells: Cells, method: str) -> list[str]:
     own = [c for c in cells if c["method"] == method]
-    means = [statistics.fmean(c["results"][metric] for c in own) for metric in METRICS]
+    results = [[c["results"][m] for c in own if m in c["results"]] for m in METRICS]
     gains = [paired(cells, method, metric) for metric in ("recall_at_1", "linear")]
+    precise = paired(cells, method, "mean_average_precision")
     alone = method == "intra"
-    curves = [late(own, name) for name in ("nearest_purity", "accepted", "purity")]
+    curves = [late(own, name) for name in CURVES]
     return [
         method,
         str(len(own)),
-        *(f"{mean:.3f}" for mean in means),
+        *(f"{statistics.fmean(values):.3f}" if values else "-" for values in results),
         "-" if alone else partner(method),
         *("-" if alone else signed(*interval(gain)) for gain in gains),
         "-" if alone else str(len(gains[0])),
+        f"{signed(*interval(precise))} ({len(precise)})" if precise and not alone else "-",
         *("-" if value is None else f"{value:.2f}" for value in curves),
     ]
 

@@ -87,7 +87,7 @@ class Run:
         self.clips = Clips(videos, device, **clip_of(videos.kind))
         self.ids = videos.ids(method.ids).to(device)
         self.apart = videos.ids(method.apart or method.ids).to(device)
-        self.labels = videos.labels.to(device)
+        self.labels, self.people = videos.labels.to(device), videos.people.to(device)
         self.see = Changes() if method.sees == "changes" else nn.Identity()
         self.transform = transform_of(videos.kind, method.colours)
         self.intra = IIVCLLoss(num_neighbors=0, temperature=TEMPERATURE, batch_negatives=True)
@@ -165,8 +165,10 @@ class Run:
             self.apart[chosen],
             state.lookup_queue,
             labels,
+            self.people[chosen],
             state.row_videos,
             self.labels[state.row_videos],
+            self.people[state.row_videos],
             state.method_draws,
         )
         if shown:
@@ -266,6 +268,7 @@ def watch(look: Lookup, query: Tensor) -> Metrics:
     found = look.queue.nearest(look.keys[0], 5, ids=look.ids)
     return {
         "nearest_purity": neighbor_purity(found, look.row_labels, look.labels).item(),
+        "nearest_same_person": neighbor_purity(found, look.row_people, look.people).item(),
         "nearest_similarity": found.similarity[found.valid].mean().item(),
         "nearest_age": neighbor_age(found, look.queue.ages).item(),
         "effective_rank": effective_rank(query.detach().flatten(0, 1)).item(),

@@ -177,6 +177,16 @@ def test_cells_of_different_devices_are_no_pair(evidence: ModuleType, tables: Mo
     assert len(names) == 2
 
 
+def test_a_measure_that_older_cells_lack_is_of_those_that_have_it(tables: ModuleType) -> None:
+    cells = [cell(method, fold, 0.5) for method in ("intra", "plain") for fold in range(3)]
+    for i, precision in ((0, 0.1), (1, 0.3), (3, 0.2), (5, 0.9)):  # one pair has it, of fold 0
+        cells[i]["results"]["mean_average_precision"] = precision
+    table = tables.tables(cells)
+    assert "| intra | 3 | 0.500 | 0.500 | 0.200 |" in table
+    assert "| plain | 3 | 0.500 | 0.500 | 0.550 |" in table
+    assert "| intra | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] | 3 | +0.100 (1) |" in table
+
+
 def test_cells_of_different_settings_are_not_compared(tables: ModuleType) -> None:
     cells = [cell("intra", 0, 0.5), cell("plain", 0, 0.5) | {"setting": {"size": 40}}]
     with pytest.raises(ValueError, match="cells of tiny are of different settings"):
@@ -211,7 +221,7 @@ def test_methods_of_another_input_have_the_partner_of_that_input(tables: ModuleT
     assert gains["crops-plain"] == pytest.approx([0.2])
     assert gains["plain"] == pytest.approx([0.1])
     assert gains["crops-intra"] == pytest.approx([-0.4])
-    assert "| crops-plain | 1 | 0.400 | 0.400 | 0.400 | 0.400 | crops-intra | +0.200 |" in (
+    assert "| crops-plain | 1 | 0.400 | 0.400 | - | 0.400 | 0.400 | crops-intra | +0.200 |" in (
         tables.tables(cells)
     )
 
@@ -264,6 +274,11 @@ def test_plan_has_every_cell_once_and_the_headline_first(evidence: ModuleType) -
     assert len(set(cells)) == len(cells)
     trained = [cell.method for cell in cells if cell.method not in evidence.BASELINES]
     assert set(trained[: 2 * 3 * 4]) == set(evidence.HEADLINE)
+    # Methods that are named come pair by pair, so that a process shares their first steps.
+    named = evidence.plan(["a"], 400, "cuda", ["k1", "intra"])
+    places = [(cell.fold, cell.seed) for cell in named]
+    assert [cell.method for cell in named] == ["k1", "intra"] * evidence.MANY
+    assert places[::2] == places[1::2] == [evidence.place("a", n) for n in range(evidence.MANY)]
 
 
 def test_page_has_the_tables_of_the_cells(evidence: ModuleType) -> None:
@@ -317,7 +332,8 @@ def look(methods: ModuleType) -> Any:
     keys = F.normalize(torch.randn(2, 8, 6, generator=g), dim=2)
     row_labels = torch.cat([torch.arange(36) % 4, torch.tensor([-1] * 4)])
     rows = torch.arange(40) // 2  # and 2 videos that are not there
-    return methods.Lookup(keys, torch.arange(8), queue, torch.arange(8) % 4, rows, row_labels, g)
+    own, of_rows = (torch.arange(8) % 4, torch.zeros(8)), (rows, row_labels, torch.zeros(40))
+    return methods.Lookup(keys, torch.arange(8), queue, *own, *of_rows, g)
 
 
 @pytest.mark.parametrize("purity", [0.0, 0.5, 1.0])
@@ -414,6 +430,9 @@ def test_people_who_are_apart_are_negatives_and_no_neighbours(
         assert torch.equal(queue.ids[: queue.filled], rows)  # its own video alone is no negative
         apart = videos.people if name == "apart" else torch.arange(12)
         assert torch.equal(lookup.ids[: queue.filled], apart[rows])
+        shares = [point["nearest_same_person"] for point in run.state.curves]
+        assert {share for share in shares if share is not None} == {0.0} or name == "plain"
+        assert max(share or 0 for share in shares) > 0 or name == "apart"
 
 
 def test_equal_weights_without_the_own_key_are_the_inter_term_of_the_library(
