@@ -88,6 +88,17 @@ def oracle(purity: float, k: int) -> Finder:
     return find
 
 
+def some(k: int, find: Finder) -> Finder:
+    """Draw k of the rows that are found, at random."""
+
+    def draw(found: Neighbors, look: Lookup) -> Neighbors:
+        chance = torch.rand(found.valid.shape, generator=look.generator).to(found.valid.device)
+        places = chance.where(found.valid, -1.0).topk(k).indices
+        return Neighbors(*(part.gather(1, places) for part in found))
+
+    return lambda look: [draw(found, look) for found in find(look)]
+
+
 def kept(find: Finder, *filters: Filter) -> Finder:
     """Keep of what is found the rows that pass all filters."""
 
@@ -296,6 +307,10 @@ METHODS: dict[str, Method] = {
     "twice": Method(find=nearest(5), weight=2.0),
     "k1": Method(find=nearest(1)),
     "k10": Method(find=nearest(10)),
+    "k20": Method(find=nearest(20)),
+    "some-of-20": Method(find=some(5, nearest(20))),
+    "agreed-k20": Method(find=kept(nearest(20), agreed)),
+    "agreed-k40": Method(find=kept(nearest(40), agreed)),
     "form-in": Method(find=nearest(5), term=attract("in")),
     "form-per-positive": Method(find=nearest(5), term=attract("per_positive")),
     # Where clips are cropped alone, and where the encoder sees motion alone.

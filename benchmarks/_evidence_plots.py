@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 GRAY, BLUE = "#888", "#2f6fd8"  # readable on white and on black
 COLOURS = {
-    "intra": GRAY, "plain": BLUE, "agreed": "#d9822b", "videos": "#2a9d6f",
-    "soft-own": "#a45bd0", "oracle": "#d64550",
+    "intra": GRAY, "plain": BLUE, "agreed": "#d9822b", "second-view": "#a45bd0",
+    "both-views-videos-apart": "#2a9d6f", "oracle": "#d64550",
 }  # fmt: skip
 MIXES = ("oracle-30", "oracle-50", "oracle-70", "oracle-85", "oracle")
 STYLE = {

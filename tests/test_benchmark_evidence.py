@@ -352,6 +352,23 @@ def test_oracle_has_the_purity_asked_for_and_no_row_of_the_own_video(
     assert right / total == pytest.approx(purity, abs=0.05 if purity == 0.5 else 0)
 
 
+def test_some_of_the_rows_found_are_drawn_alike(methods: ModuleType, look: Any) -> None:
+    count = torch.zeros(8, 40)
+    for _ in range(400):
+        found = methods.nearest(10)(look)[0]
+        drawn = methods.some(4, methods.nearest(10))(look)[0]
+        assert drawn.valid.all()
+        for i in range(8):
+            of = dict(zip(found.indices[i].tolist(), found.similarity[i].tolist(), strict=True))
+            rows = drawn.indices[i].tolist()
+            assert len(set(rows)) == 4
+            assert [of[row] for row in rows] == drawn.similarity[i].tolist()
+            count[i, rows] += 1
+    share = count[count > 0] / 400
+    assert len(share) == 8 * 10
+    assert (share - 4 / 10).abs().max() < 0.1  # four standard deviations
+
+
 def test_mutual_rows_by_a_loop(methods: ModuleType, look: Any) -> None:
     k, queue = 5, look.queue
     kept = methods.mutual(methods.nearest(k)(look), look)
