@@ -89,9 +89,9 @@ def mean_curve(cells: Sequence[Any], what: str) -> tuple[list[int], list[float]]
     return steps, [statistics.fmean(points[step]) for step in steps]
 
 
-def gains(cells: Cells) -> Gains:
-    """Give what every method with a pair adds to its partner in R@1."""
-    found = {method: paired(cells, method, "recall_at_1") for method in METHODS}
+def gains(cells: Cells, metric: str = "recall_at_1") -> Gains:
+    """Give what every method with a pair adds to its partner."""
+    found = {method: paired(cells, method, metric) for method in METHODS}
     return {m: interval(gain) for m, gain in found.items() if gain and m != "intra"}
 
 
@@ -101,20 +101,26 @@ def edge(every: Sequence[Gains]) -> float:
 
 
 def forest(sets: Sets) -> Figure:
-    """Draw the gain of every method with its interval; hollow where there is one pair only."""
+    """Draw the gains of every method with their intervals; hollow where there is one pair only."""
     every = [gains(cells) for cells in sets.values()]
+    precise = [gains(cells, "mean_average_precision") for cells in sets.values()]
     methods = [m for m in METHODS if any(m in found for found in every)]
     figure, axes = panels(sets, 1.0 + 0.17 * len(methods))
-    for axis, found in zip(axes, every, strict=True):
+    for axis, found, beside in zip(axes, every, precise, strict=True):
         axis.axvline(0, color=GRAY, linewidth=0.8)
         for place, method in enumerate(methods):
             if method in found:
                 mean, half = found[method]
-                dot(axis, mean, -place, xerr=half)
+                dot(axis, mean, -place + 0.15, xerr=half, label="R@1")
+            if method in beside:
+                mean, half = beside[method]
+                dot(axis, mean, -place - 0.2, xerr=half, colour=COLOURS["agreed"], label="mAP")
         axis.set_yticks([-place for place in range(len(methods))], [""] * len(methods))
-        axis.set(xlabel="gain in R@1", xlim=(-edge(every), edge(every)))
+        axis.set(xlabel="gain", xlim=(-edge(every), edge(every)))
         axis.set_ylim(0.7 - len(methods), 0.7)
     axes[0].set_yticklabels(methods, fontsize=8)
+    named = {n: d for axis in axes for d, n in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside upper right", ncols=2, fontsize=8)
     return figure
 
 

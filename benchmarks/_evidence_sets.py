@@ -18,6 +18,7 @@ from iivcl.data import clip_indices, make_synthetic_videos, open_video, read_man
 GENERATED: dict[str, dict[str, Any]] = {
     "shapes-8": {"num_videos": 480, "num_classes": 8},
     "shapes-16": {"num_videos": 960, "num_classes": 16},
+    "shapes-tail": {"num_videos": 960, "num_classes": 16, "imbalance": 10.0},
     "figures": {"kind": "figures", "num_videos": 520, "num_classes": 13, "size": 64},
     "figures-takes": {
         "kind": "figures", "num_videos": 780, "num_classes": 13, "size": 64, "takes": 3
