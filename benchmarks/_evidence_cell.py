@@ -77,7 +77,7 @@ def run_cell(
     if method in METHODS:
         how = {"steps": steps, "seed": seed, "half": half, "check": check}
         run = Run(encoder, videos, split[0], method, **how)
-        run.train(states_of(videos, split[0], METHODS[method], steps, seed))
+        run.train(states_of(videos, split[0], METHODS[method], steps, seed, half))
         encoder, curves = run.state.online[0], run.state.curves
         see = [Changes()] * (METHODS[method].sees == "changes")
     trained = nn.Sequential(NORMALIZE, *see, encoder)
@@ -91,10 +91,10 @@ _STATES: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[int, State]]] = {}
 
 
 def states_of(
-    videos: Videos, places: Tensor, method: Method, steps: int, seed: int
+    videos: Videos, places: Tensor, method: Method, steps: int, seed: int, half: bool
 ) -> dict[int, State]:
     """Give the states that runs of this pair and of the same parts have left, by their steps."""
-    pair = (id(videos), tuple(places.tolist()), steps, seed)
+    pair = (id(videos), tuple(places.tolist()), steps, seed, half)
     if pair not in _STATES:
         _STATES.clear()  # pairs come one after the other
     shared = {"find", "term", "start", "weight"}  # what counts from the first neighbour on

@@ -248,15 +248,16 @@ _OF_CHANGES: dict[tuple[Any, ...], nn.Module] = {}
 
 
 def encoder_of_changes(
-    videos: Videos, places: Tensor, device: torch.device, *, seed: int, **how: Any
+    videos: Videos, places: Tensor, device: torch.device, *, seed: int, half: bool, **how: Any
 ) -> nn.Module:
     """Train the second view's encoder; methods that a process runs on one pair share it."""
-    which = (id(videos), tuple(places.tolist()), seed, how["steps"])
+    which = (id(videos), tuple(places.tolist()), seed, half, how["steps"])
     if which not in _OF_CHANGES:
         _OF_CHANGES.clear()  # pairs come one after the other
         with torch.random.fork_rng():
             torch.manual_seed(seed + 1000)  # another start than that of the encoder beside it
-            run = Run(small_encoder(device), videos, places, "changes-intra", seed=seed, **how)
+            how |= {"seed": seed, "half": half}
+            run = Run(small_encoder(device), videos, places, "changes-intra", **how)
             run.train({})
         encoder, (head,) = run.state.online
         _OF_CHANGES[which] = nn.Sequential(encoder, head).eval()
