@@ -10,7 +10,6 @@ from _evidence_features import (
     CLIPS,
     FRAMES,
     NORMALIZE,
-    Changes,
     clip_of,
     features_of,
     settings,
@@ -72,15 +71,14 @@ def run_cell(
         The results and the curves, ready for JSON.
     """
     torch.manual_seed(seed)
-    encoder, curves = small_encoder(device), []
-    see: list[nn.Module] = []
+    sees = METHODS[method].sees if method in METHODS else "frames"
+    encoder, curves = small_encoder(device, sees), []
     if method in METHODS:
         how = {"steps": steps, "seed": seed, "half": half, "check": check}
         run = Run(encoder, videos, split[0], method, **how)
         run.train(states_of(videos, split[0], METHODS[method], steps, seed, half))
         encoder, curves = run.state.online[0], run.state.curves
-        see = [Changes()] * (METHODS[method].sees == "changes")
-    trained = nn.Sequential(NORMALIZE, *see, encoder)
+    trained = nn.Sequential(NORMALIZE, encoder)
     pixels = {"raw-pixels": Pixels("values"), "frame-differences": Pixels("changes")}
     features: nn.Module = pixels.get(method, trained)
     results = evaluate(features, videos, *split, device=device)

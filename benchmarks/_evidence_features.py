@@ -22,15 +22,21 @@ NORMALIZE = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225,) * 3, memory_
 
 
 def settings(kind: str) -> Any:
-    return MINIMAL["SHAPES" if kind == "shapes" else "REAL"]
+    return MINIMAL["SHAPES" if kind == "generated" else "REAL"]
 
 
 def clip_of(kind: str) -> dict[str, int]:
     return {"num_frames": FRAMES, "stride": settings(kind).stride * 16 // FRAMES}
 
 
-def small_encoder(device: str | torch.device) -> nn.Module:
-    encoder: nn.Module = MINIMAL["SmallEncoder"]()
+class OfFrames(MINIMAL["SmallEncoder"]):  # type: ignore[misc]
+    """The small encoder of the example, which sees the frames and not what changes from one on."""
+
+    forward = nn.Sequential.forward
+
+
+def small_encoder(device: str | torch.device, sees: str = "frames") -> nn.Module:
+    encoder: nn.Module = {"frames": OfFrames, "changes": MINIMAL["SmallEncoder"]}[sees]()
     return encoder.to(device, memory_format=LAST)
 
 
@@ -41,25 +47,19 @@ def transform_of(kind: str, colours: bool) -> augment.Compose:
     return augment.Compose(crop, augment.ToFloat(), *(changes if colours else ()), NORMALIZE)
 
 
-class Changes(nn.Module):
-    """Show motion alone, (B, 3, T - 1, H, W): another view of the same clip."""
-
-    def forward(self, views: Tensor) -> Tensor:
-        return views.diff(dim=2)
-
-
 CENTER = augment.Compose(augment.ResizeShortSide(SIZE), augment.CenterCrop(SIZE), augment.ToFloat())
 
 
 @torch.no_grad()
 def features_of(features: nn.Module, clips: Clips, places: Tensor) -> Tensor:
     """Average the features of clips of the centre of each video, (N, D)."""
-    before = features.training
+    before = [(module, module.training) for module in features.modules()]
     features.eval()
     how = {"clips_per_video": CLIPS}
     starts = torch.cat([clips.starts(i, uniform_clip_starts, **how) for i in places.tolist()])
     parts = [features(CENTER(clips.cut(part))) for part in starts.split(8 * CLIPS)]
-    features.train(before)
+    for module, training in before:
+        module.training = training
     return torch.cat(parts).float().unflatten(0, (-1, CLIPS)).mean(1)
 
 

@@ -229,11 +229,12 @@ class Method:
         query: What of the query the term sees: its ``"embedding"``, or a ``"prediction"`` from it.
         head: The term has the ``"shared"`` head and queue, or its ``"own"``.
         lookup: Neighbours are near in the ``"embedding"``; in that of an encoder which sees the
-            ``"changes"`` from frame to frame alone and was trained before; or in ``"both"``, by the
-            sum of the two similarities.
+            ``"changes"`` from frame to frame alone and was trained before; in ``"both"``, by the
+            sum of the two similarities; or in that of an encoder trained before which sees the
+            same as this one, ``"again"``.
         unit: What is near: ``"clips"``; or whole ``"videos"``, by the features of the backbones for
-            clips that are not augmented, 20 times in a run, of which ``"mutual-videos"`` keeps
-            those of which each is near to the other.
+            clips that are not augmented, 20 times in a run or once if they were trained before, of
+            which ``"mutual-videos"`` keeps those of which each is near to the other.
         sees: What the encoder itself sees: ``"frames"``, or their ``"changes"`` alone.
         colours: Whether colours are changed at random, too; else clips are cropped alone.
         queue: Rows of the queue.
@@ -247,7 +248,7 @@ class Method:
     apart: Literal["people"] | None = None
     query: Literal["embedding", "prediction"] = "embedding"
     head: Literal["shared", "own"] = "shared"
-    lookup: Literal["embedding", "changes", "both"] = "embedding"
+    lookup: Literal["embedding", "changes", "both", "again"] = "embedding"
     unit: Literal["clips", "videos", "mutual-videos"] = "clips"
     sees: Literal["frames", "changes"] = "frames"
     colours: bool = True
@@ -291,6 +292,10 @@ METHODS: dict[str, Method] = {
         find=near_videos, lookup="both", unit="mutual-videos", apart="people"
     ),
     "queue-2048": Method(find=nearest(5), queue=2048),
+    "again-from-0": Method(find=nearest(5), lookup="again", start=0.0),
+    "second-view-from-0": Method(find=nearest(5), lookup="changes", start=0.0),
+    "second-view-from-0-twice": Method(find=nearest(5), lookup="changes", start=0.0, weight=2.0),
+    "agreed-second-view-from-0": Method(find=kept(nearest(5), agreed), lookup="changes", start=0.0),
     # What makes impure ones harmless?
     "soft": Method(find=nearest(10), term=weighted(soft=TEMPERATURE)),
     "own-key": Method(find=nearest(5), term=weighted(own=1.0)),
@@ -319,6 +324,12 @@ METHODS: dict[str, Method] = {
     "crops-oracle": Method(find=oracle(1.0, 5), colours=False),
     "changes-intra": Method(find=None, sees="changes"),
     "changes-plain": Method(find=nearest(5), sees="changes"),
+    "changes-agreed": Method(find=kept(nearest(5), agreed), sees="changes"),
+    "changes-twice": Method(find=nearest(5), weight=2.0, sees="changes"),
+    "changes-k20": Method(find=nearest(20), sees="changes"),
+    "changes-again-videos": Method(
+        find=near_videos, lookup="again", unit="mutual-videos", start=0.0, sees="changes"
+    ),
     "changes-soft-own": Method(
         find=nearest(10), term=weighted(soft=TEMPERATURE, own=1.0), sees="changes"
     ),

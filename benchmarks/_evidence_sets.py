@@ -42,7 +42,7 @@ class Videos(NamedTuple):
     takes: Tensor  # (N,) videos of one number show the same thing
     people: Tensor  # (N,)
     splits: list[str]  # the official ones, or empty
-    kind: str  # "shapes" or "real", of which the example knows settings
+    kind: str  # "generated" or "real", of which the example knows settings
 
     def ids(self, of: str) -> Tensor:
         """Number what counts as one video."""
@@ -75,9 +75,9 @@ class Clips:
 
 def load_set(name: str, folder: Path, real: Path) -> Videos:
     """Give a generated set, or the one in ``real``, which are kept in ``folder``."""
-    manifest, kind = real / "manifest.csv", "shapes" if name.startswith("shapes") else "real"
-    options = GENERATED.get(name)
-    key = zlib.crc32(repr((SIZE, options or manifest.read_text())).encode())
+    manifest, options = real / "manifest.csv", GENERATED.get(name)
+    kind = "real" if options is None else "generated"
+    key = zlib.crc32(repr((SIZE, kind, options or manifest.read_text())).encode())
 
     def make() -> Videos:
         if options is None:

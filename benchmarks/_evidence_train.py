@@ -6,13 +6,12 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from _evidence_features import (
     NORMALIZE,
-    Changes,
     clip_of,
     mutual_videos,
     near_videos_of,
@@ -88,14 +87,15 @@ class Run:
         self.ids = videos.ids(method.ids).to(device)
         self.apart = videos.ids(method.apart or method.ids).to(device)
         self.labels, self.people = videos.labels.to(device), videos.people.to(device)
-        self.see = Changes() if method.sees == "changes" else nn.Identity()
         self.transform = transform_of(videos.kind, method.colours)
         self.intra = IIVCLLoss(num_neighbors=0, temperature=TEMPERATURE, batch_negatives=True)
         self.state = self._begin(encoder, seed)
-        self.second: nn.Module | None = None
-        if method.lookup in ("changes", "both"):
+        self.second: Before | None = None
+        if method.lookup != "embedding":
+            sees = method.sees if method.lookup == "again" else "changes"
+            before = {"frames": "intra", "changes": "changes-intra"}[sees]
             how = {"steps": steps, "seed": seed, "half": half, "check": check}
-            self.second = encoder_of_changes(videos, places, device, **how)
+            self.second = encoder_before(videos, places, device, before, **how)
 
     def _begin(self, encoder: nn.Module, seed: int) -> State:
         method, width = self.method, int(encoder.feature_dim)  # type: ignore[call-overload]
@@ -147,8 +147,8 @@ class Run:
         """Take a step."""
         state, method = self.state, self.method
         shown = step % max(1, self.steps // POINTS) == 0 or step == self.steps - 1
-        chosen, frames = self._draw()
-        views, ids, labels = self.see(frames), self.ids[chosen], self.labels[chosen]
+        chosen, views = self._draw()
+        ids, labels = self.ids[chosen], self.labels[chosen]
         query = self._embed(state.online, views)
         with torch.no_grad():
             momentum_update_(
@@ -161,7 +161,7 @@ class Run:
         loss = torch.stack(intra).mean()
 
         look = Lookup(
-            key[-1] if self.second is None else self._second_keys(frames, key[-1]),
+            key[-1] if self.second is None else self._second_keys(views, key[-1]),
             self.apart[chosen],
             state.lookup_queue,
             labels,
@@ -214,23 +214,25 @@ class Run:
         return [F.normalize(x.float(), dim=1).view(2, self.batch, DIM) for x in heads]
 
     @torch.no_grad()
-    def _second_keys(self, frames: Tensor, key: Tensor) -> Tensor:
-        """Embed both clips by what changes in them, and by the keys as well if both count."""
+    def _second_keys(self, views: Tensor, key: Tensor) -> Tensor:
+        """Embed both clips by the encoder trained before, and by the keys as well if both count."""
         assert self.second is not None
         with self.autocast:
-            seen = self.second(Changes()(frames))
+            seen = self.second.head(self.second.backbone(views))
         near = [F.normalize(seen.float(), dim=1).view(2, self.batch, DIM)]
         near += [key] * (self.method.lookup == "both")
         return F.normalize(torch.cat(near, dim=2), dim=2)
 
     def _near_videos(self, step: int) -> Tensor:
         """Give the videos that are near to each as a whole, as of one of the last steps."""
-        state = self.state
-        if state.near is None or step % max(1, self.steps // POINTS) == 0:
-            models = [nn.Sequential(NORMALIZE, self.see, state.target[0])]
+        state, fixed = self.state, self.method.lookup in ("changes", "again")
+        if state.near is None or (step % max(1, self.steps // POINTS) == 0 and not fixed):
+            seen: list[nn.Module] = []
             if self.second is not None:
-                second = nn.Sequential(NORMALIZE, Changes(), self.second[0])
-                models = [second, *models] if self.method.lookup == "both" else [second]
+                seen.append(self.second.backbone)
+            if not fixed:
+                seen.append(state.target[0])
+            models = [nn.Sequential(NORMALIZE, model) for model in seen]
             near = near_videos_of(models, self.clips, self.places, self.apart)
             state.near = mutual_videos(near) if self.method.unit == "mutual-videos" else near
         return state.near
@@ -244,24 +246,41 @@ class Run:
         state.lookup_queue.enqueue(look.keys.flatten(0, 1), look.ids.repeat(2))
 
 
-_OF_CHANGES: dict[tuple[Any, ...], nn.Module] = {}
+class Before(NamedTuple):
+    """An encoder that was trained before, and changes no more."""
+
+    backbone: nn.Module
+    head: nn.Module
 
 
-def encoder_of_changes(
-    videos: Videos, places: Tensor, device: torch.device, *, seed: int, half: bool, **how: Any
-) -> nn.Module:
-    """Train the second view's encoder; methods that a process runs on one pair share it."""
-    which = (id(videos), tuple(places.tolist()), seed, half, how["steps"])
-    if which not in _OF_CHANGES:
-        _OF_CHANGES.clear()  # pairs come one after the other
+_BEFORE: dict[tuple[Any, ...], dict[str, Before]] = {}
+
+
+def encoder_before(
+    videos: Videos,
+    places: Tensor,
+    device: torch.device,
+    name: str,
+    *,
+    seed: int,
+    half: bool,
+    **how: Any,
+) -> Before:
+    """Train the encoder that looks up, by ``name``; what a process runs on one pair shares it."""
+    pair = (id(videos), tuple(places.tolist()), seed, half, how["steps"])
+    if pair not in _BEFORE:
+        _BEFORE.clear()  # pairs come one after the other
+    known = _BEFORE.setdefault(pair, {})
+    if name not in known:
         with torch.random.fork_rng():
             torch.manual_seed(seed + 1000)  # another start than that of the encoder beside it
             how |= {"seed": seed, "half": half}
-            run = Run(small_encoder(device), videos, places, "changes-intra", **how)
+            encoder = small_encoder(device, METHODS[name].sees)
+            run = Run(encoder, videos, places, name, **how)
             run.train({})
-        encoder, (head,) = run.state.online
-        _OF_CHANGES[which] = nn.Sequential(encoder, head).eval()
-    return _OF_CHANGES[which]
+        backbone, (head,) = run.state.online
+        known[name] = Before(backbone.eval(), head.eval())
+    return known[name]
 
 
 def watch(look: Lookup, query: Tensor) -> Metrics:

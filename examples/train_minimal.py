@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones, data, queues
+from iivcl import IIVCLLoss, NNSupportQueue, augment, backbones, data
 from iivcl.diagnostics import embedding_std, neighbor_purity
 from iivcl.evaluation import extract_features, retrieval_recall
 from iivcl.momentum import cosine_momentum, momentum_copy, momentum_update_
@@ -35,7 +35,6 @@ class Setting(NamedTuple):
     scale: tuple[float, float]  # share of the picture that a crop keeps
     colour: dict[str, float]  # how much each may change
     learning_rate: float
-    inter_start: float  # share of the steps before neighbours count: until then they are noise
 
 
 # Shapes differ by motion alone, hence strong colours, and no flip, which would turn one motion
@@ -43,16 +42,16 @@ class Setting(NamedTuple):
 # GPU and hours: size 112 and the crops and colours of `augment.rho_moco`.
 VIVID = {"brightness": 0.6, "contrast": 0.6, "saturation": 0.8, "hue": 0.5}
 MILD = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3, inter_start=0.4)
-REAL = Setting(1000, 2, 40, (0.4, 1.0), MILD, 1e-3, inter_start=0.75)
+SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3)
+REAL = Setting(1000, 2, 40, (0.4, 1.0), MILD, 1e-3)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
-QUEUE_SIZE, NUM_NEIGHBORS, TEMPERATURE = 512, 5, 0.1  # those count that both clips find
+QUEUE_SIZE, TEMPERATURE, INTER_START = 512, 0.1, 0.4  # share of the steps without neighbours
 MOMENTUM = 0.98  # of the key encoder, rising to 1; a longer run wants it nearer to 1
 
 
 class SmallEncoder(nn.Sequential):
-    """A small R(2+1)D for small videos; any model of `iivcl.backbones` takes its place."""
+    """A small R(2+1)D; any model of `iivcl.backbones` takes its place."""
 
     feature_dim = 4 * WIDTH
 
@@ -65,6 +64,10 @@ class SmallEncoder(nn.Sequential):
             for convolution in (space, time):
                 layers += [convolution, nn.BatchNorm3d(width), nn.ReLU(inplace=True)]
         super().__init__(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten())
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """See what changes in (B, 3, T, H, W), and no clothes or walls: (B, feature_dim)."""
+        return super().forward(clips.diff(dim=2))
 
 
 def read_videos(source: Path) -> tuple[data.Manifest, data.Manifest]:
@@ -166,25 +169,22 @@ def main() -> None:
             with torch.no_grad():
                 momentum_update_(key_encoder, encoder, cosine_momentum(step, steps, base=MOMENTUM))
                 key = F.normalize(key_encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
-            near = queues.agreed(*(queue.nearest(k, NUM_NEIGHBORS, ids=ids) for k in key.unbind(1)))
-            each = zip(query.unbind(1), key.flip(1).unbind(1), near[::-1], strict=True)
-            outs = [loss_fn(q, k, queue, ids=ids, neighbors=found) for q, k, found in each]
-            inter_weight = float(step >= setting.inter_start * steps)
+            outs = [loss_fn(query[:, i], key[:, 1 - i], queue, ids=ids) for i in (0, 1)]
+            inter_weight = float(step >= INTER_START * steps)
             loss = sum(out.intra + inter_weight * out.inter for out in outs) / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             spread = embedding_std(query[:, 0]).item()  # 0: all are alike; at best 1 / sqrt(DIM)
-            purity = neighbor_purity(near[0], label_of[queue.ids], label_of[ids])
-            similarity = near[0].similarity[near[0].valid].mean()
-            found = ("purity", purity) if has_classes else ("similarity", similarity)
+            near, shown = outs[0].neighbors, {"loss": loss.item(), "std": spread}
+            purity = neighbor_purity(near, label_of[queue.ids], label_of[ids])
+            similarity = near.similarity[near.valid].mean()
+            shown |= {"purity": purity.item()} if has_classes else {"similarity": similarity.item()}
             queue.enqueue(key.flatten(0, 1), ids.repeat_interleave(2))
-            shown = {"loss": loss.item(), "std": spread, found[0]: found[1].item()}
             progress.set_postfix(shown, refresh=False)
             progress.update()
-            step += 1
-            if step == steps:
+            if (step := step + 1) == steps:
                 break
     progress.close()
 

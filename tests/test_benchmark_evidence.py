@@ -456,6 +456,53 @@ def test_people_who_are_apart_are_negatives_and_no_neighbours(
         assert max(share or 0 for share in shares) > 0 or name == "apart"
 
 
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [("again-from-0", "intra"), ("second-view-from-0", "changes-intra"),
+     ("changes-again-videos", "changes-intra")],
+)  # fmt: skip
+def test_what_was_trained_before_looks_up_and_changes_no_more(
+    evidence: ModuleType,
+    features: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    before: str,
+) -> None:
+    tiny = {"num_videos": 12, "num_classes": 2, "size": 32, "num_frames": 8}
+    monkeypatch.setitem(evidence.GENERATED, "tiny", tiny)
+    videos, places = evidence.load_set("tiny", tmp_path, tmp_path), torch.arange(12)
+    train = importlib.import_module("_evidence_train")
+    monkeypatch.setattr(train, "_BEFORE", {})
+    calls: list[int] = []
+
+    def near_videos_of(*given: Any) -> torch.Tensor:
+        calls.append(1)
+        table: torch.Tensor = features.near_videos_of(*given)
+        return table
+
+    monkeypatch.setattr(train, "near_videos_of", near_videos_of)
+    sees = "changes" if name.startswith("changes") else "frames"
+    run = train.Run(features.small_encoder("cpu", sees), videos, places, name, steps=4, seed=0)
+    ((kind, second),) = next(iter(train._BEFORE.values())).items()
+    assert kind == before
+    at_first = [value.clone() for part in second for value in part.state_dict().values()]
+    run.train({})
+    at_last = [value for part in second for value in part.state_dict().values()]
+    assert all(map(torch.equal, at_first, at_last))
+    assert len(calls) == (1 if name.endswith("videos") else 0)
+    # It looks up from the first step on: the keys of the two queues differ.
+    assert not torch.allclose(run.state.queues[0].keys, run.state.lookup_queue.keys, atol=0.1)
+    assert "accepted" in run.state.curves[0]
+
+
+def test_encoders_differ_in_what_they_see_alone(features: ModuleType) -> None:
+    of_frames, of_changes = (features.small_encoder("cpu", sees) for sees in ("frames", "changes"))
+    of_frames.load_state_dict(of_changes.state_dict())
+    clips = torch.rand(2, 3, 9, 32, 32)
+    assert torch.equal(of_changes(clips), of_frames(clips.diff(dim=2)))
+
+
 def test_equal_weights_without_the_own_key_are_the_inter_term_of_the_library(
     methods: ModuleType, look: Any
 ) -> None:

@@ -134,3 +134,18 @@ def test_what_cannot_work_is_refused_in_one_line(
 
 def test_it_is_short_enough_to_be_copied() -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 230
+
+
+def test_small_encoder_sees_what_changes_and_no_still_picture() -> None:
+    encoder = load("train_minimal").SmallEncoder().eval()
+    g = torch.Generator().manual_seed(0)
+    clips, picture = (
+        torch.rand(2, 3, 9, 32, 32, generator=g),
+        torch.rand(1, 3, 1, 32, 32, generator=g),
+    )
+    with torch.no_grad():
+        features = encoder(clips)
+        assert features.shape == (2, encoder.feature_dim)
+        torch.testing.assert_close(encoder(clips + picture), features, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(encoder(clips.flip(2)), features, rtol=1e-2)
+        assert torch.equal(encoder(picture.expand(2, -1, 9, -1, -1))[0], encoder(0 * clips)[0])
