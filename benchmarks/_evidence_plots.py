@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 GRAY, BLUE = "#888", "#2f6fd8"  # readable on white and on black
 COLOURS = {
     "intra": GRAY, "plain": BLUE, "agreed": "#d9822b", "second-view": "#a45bd0",
-    "both-views-videos-apart": "#2a9d6f", "oracle": "#d64550",
+    "changes-intra": "#7fb8a4", "changes-plain": "#17805a", "oracle": "#d64550",
 }  # fmt: skip
 MIXES = ("oracle-30", "oracle-50", "oracle-70", "oracle-85", "oracle")
 STYLE = {
@@ -90,9 +90,10 @@ def mean_curve(cells: Sequence[Any], what: str) -> tuple[list[int], list[float]]
 
 
 def gains(cells: Cells, metric: str = "recall_at_1") -> Gains:
-    """Give what every method with a pair adds to its partner."""
-    found = {method: paired(cells, method, metric) for method in METHODS}
-    return {m: interval(gain) for m, gain in found.items() if gain and m != "intra"}
+    """Give what every method with neighbours adds to its partner, where there is a pair."""
+    methods = [method for method in METHODS if METHODS[method].find is not None]
+    found = {method: paired(cells, method, metric) for method in methods}
+    return {method: interval(gain) for method, gain in found.items() if gain}
 
 
 def edge(every: Sequence[Gains]) -> float:
