@@ -34,10 +34,11 @@ Gains = dict[str, tuple[float, float]]  # mean and half an interval of every met
 
 def draw(cells: Cells, folder: Path) -> None:
     """Write all plots, of which equal cells give equal bytes."""
-    sets = {key: part for key, part in main_groups(cells).items() if any(c["curves"] for c in part)}
+    sets = trained(cells)
+    of_frames = trained([cell for cell in cells if not cell["method"].startswith("changes-")])
     with plt.rc_context(STYLE):
         plots = {
-            "pure": against_purity(sets),
+            "pure": against_purity(of_frames),
             "purity": curves(sets, "nearest_purity", "purity of the 5 nearest"),
             "gains": forest(sets),
             "rank": curves(sets, "effective_rank", "effective rank"),
@@ -46,6 +47,10 @@ def draw(cells: Cells, folder: Path) -> None:
             without = {"Date": None, "Creator": None}  # which names a version
             figure.savefig(folder / f"evidence-{name}.svg", transparent=True, metadata=without)
             plt.close(figure)
+
+
+def trained(cells: Cells) -> Sets:
+    return {key: part for key, part in main_groups(cells).items() if any(c["curves"] for c in part)}
 
 
 def panels(sets: Sets, height: float) -> tuple[Figure, Sequence[Axes]]:
@@ -132,7 +137,7 @@ def against_purity(sets: Sets) -> Figure:
     for axis, cells, found in zip(axes, sets.values(), every, strict=True):
         axis.axhline(0, color=GRAY, linewidth=0.8)
         places = {}
-        for method in [m for m in found if not m.startswith(("crops-", "changes-"))]:
+        for method in [m for m in found if not m.startswith("crops-")]:
             purity, (mean, half) = purity_of(cells, method), found[method]
             if purity is None:
                 continue

@@ -124,10 +124,12 @@ def tables(cells: Cells) -> str:
 
 def answer(cells: Cells, question: str) -> str:
     """Write the table of one question, or say that it has no pair."""
-    whole = question in ("crops", "longer")  # asked of runs of every length
-    chosen = groups(cells) if whole else main_groups(cells)
+    methods, chosen = QUESTIONS[question], groups(cells)
+    if question not in ("crops", "longer"):  # which are asked of runs of every length
+        most = main_groups([cell for cell in cells if cell["method"] in methods])
+        chosen = {key: chosen[key] for key in most}
     rows = []
-    for method in QUESTIONS[question]:
+    for method in methods:
         for (name, steps), part in chosen.items():
             if paired(part, method, "recall_at_1"):
                 line = row(part, method)
