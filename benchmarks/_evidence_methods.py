@@ -292,7 +292,6 @@ METHODS: dict[str, Method] = {
         find=near_videos, lookup="both", unit="mutual-videos", apart="people"
     ),
     "queue-2048": Method(find=nearest(5), queue=2048),
-    "again-from-0": Method(find=nearest(5), lookup="again", start=0.0),
     "second-view-from-0": Method(find=nearest(5), lookup="changes", start=0.0),
     "second-view-from-0-twice": Method(find=nearest(5), lookup="changes", start=0.0, weight=2.0),
     "agreed-second-view-from-0": Method(find=kept(nearest(5), agreed), lookup="changes", start=0.0),
@@ -328,7 +327,12 @@ METHODS: dict[str, Method] = {
     "changes-twice": Method(find=nearest(5), weight=2.0, sees="changes"),
     "changes-k20": Method(find=nearest(20), sees="changes"),
     "changes-again-videos": Method(
-        find=near_videos, lookup="again", unit="mutual-videos", start=0.0, sees="changes"
+        find=near_videos,
+        lookup="again",
+        unit="mutual-videos",
+        start=0.0,
+        weight=2.0,
+        sees="changes",
     ),
     "changes-soft-own": Method(
         find=nearest(10), term=weighted(soft=TEMPERATURE, own=1.0), sees="changes"

@@ -36,7 +36,7 @@ QUESTIONS = {
               "gate-takes", "second-view", "agreed-second-view", "gate-second-view", "both-views",
               "both-views-takes", "gate-both-views", "videos", "mutual-videos", "apart",
               "agreed-apart", "second-view-apart", "agreed-second-view-apart",
-              "mutual-videos-apart", "both-views-videos-apart", "queue-2048", "again-from-0",
+              "mutual-videos-apart", "both-views-videos-apart", "queue-2048",
               "second-view-from-0", "second-view-from-0-twice", "agreed-second-view-from-0"),
     "harmless": ("plain", "soft", "own-key", "soft-own", "gate-own", "predictor", "own-head",
                  "spare"),

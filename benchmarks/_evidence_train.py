@@ -227,12 +227,9 @@ class Run:
         """Give the videos that are near to each as a whole, as of one of the last steps."""
         state, fixed = self.state, self.method.lookup in ("changes", "again")
         if state.near is None or (step % max(1, self.steps // POINTS) == 0 and not fixed):
-            seen: list[nn.Module] = []
-            if self.second is not None:
-                seen.append(self.second.backbone)
-            if not fixed:
-                seen.append(state.target[0])
-            models = [nn.Sequential(NORMALIZE, model) for model in seen]
+            before = [] if self.second is None else [self.second.backbone]
+            now = [] if fixed else [state.target[0]]
+            models = [nn.Sequential(NORMALIZE, model) for model in (*before, *now)]
             near = near_videos_of(models, self.clips, self.places, self.apart)
             state.near = mutual_videos(near) if self.method.unit == "mutual-videos" else near
         return state.near

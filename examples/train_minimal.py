@@ -46,7 +46,7 @@ SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3)
 REAL = Setting(1000, 2, 40, (0.4, 1.0), MILD, 1e-3)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
-QUEUE_SIZE, TEMPERATURE, INTER_START = 512, 0.1, 0.4  # share of the steps without neighbours
+QUEUE_SIZE, TEMPERATURE, INTER_START = 512, 0.1, 0.4  # inter begins after that share of steps
 MOMENTUM = 0.98  # of the key encoder, rising to 1; a longer run wants it nearer to 1
 
 

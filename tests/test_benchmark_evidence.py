@@ -463,9 +463,8 @@ def test_people_who_are_apart_are_negatives_and_no_neighbours(
 
 @pytest.mark.parametrize(
     ("name", "before"),
-    [("again-from-0", "intra"), ("second-view-from-0", "changes-intra"),
-     ("changes-again-videos", "changes-intra")],
-)  # fmt: skip
+    [("second-view-from-0", "changes-intra"), ("changes-again-videos", "changes-intra")],
+)
 def test_what_was_trained_before_looks_up_and_changes_no_more(
     evidence: ModuleType,
     features: ModuleType,
