@@ -325,7 +325,11 @@ METHODS: dict[str, Method] = {
     "changes-plain": Method(find=nearest(5), sees="changes"),
     "changes-agreed": Method(find=kept(nearest(5), agreed), sees="changes"),
     "changes-twice": Method(find=nearest(5), weight=2.0, sees="changes"),
+    "changes-four-times": Method(find=nearest(5), weight=4.0, sees="changes"),
+    "changes-eight-times": Method(find=nearest(5), weight=8.0, sees="changes"),
     "changes-k20": Method(find=nearest(20), sees="changes"),
+    "changes-k20-twice": Method(find=nearest(20), weight=2.0, sees="changes"),
+    "changes-apart": Method(find=nearest(5), apart="people", sees="changes"),
     "changes-again-videos": Method(
         find=near_videos,
         lookup="again",

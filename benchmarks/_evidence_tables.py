@@ -27,6 +27,7 @@ CURVES = {
     "accepted": "accepted",
     "purity": "their purity",
 }
+WHITENED = ["R@1", "R@1 whitened", "difference", "mAP", "mAP whitened", "difference"]
 HEADER = ["method", "cells", *METRICS.values(), *GAINS, *CURVES.values()]
 # What each question compares, in the order of the page.
 QUESTIONS = {
@@ -42,8 +43,9 @@ QUESTIONS = {
                  "spare"),
     "when": ("plain", "nearest-from-0", "gate-from-0", "late", "half", "twice", "k1", "k10", "k20",
              "some-of-20", "agreed-k20", "agreed-k40", "form-in", "form-per-positive"),
-    "sees": ("changes-intra", "changes-plain", "changes-agreed", "changes-twice", "changes-k20",
-             "changes-takes", "changes-again-videos", "changes-soft-own", "changes-oracle"),
+    "sees": ("changes-intra", "changes-plain", "changes-twice", "changes-four-times",
+             "changes-eight-times", "changes-k20", "changes-k20-twice", "changes-agreed",
+             "changes-apart", "changes-takes", "changes-again-videos", "changes-soft-own", "changes-oracle"),
     "crops": ("plain", "oracle", "crops-intra", "crops-plain", "crops-oracle"),
     "longer": ("plain", "gate", "oracle"),
 }  # fmt: skip
@@ -137,6 +139,25 @@ def answer(cells: Cells, question: str) -> str:
     if not rows:
         return "Not yet measured.\n"
     return table(["method", "set, steps", *GAINS, *CURVES.values()], rows)
+
+
+def whitened(cells: Cells) -> str:
+    """Write what whitening adds to the features of each method, cell by cell."""
+    rows = []
+    for (name, steps), part in groups(cells).items():
+        for method in (*BASELINES, *METHODS):
+            found = [c["results"] for c in part if c["method"] == method]
+            found = [r for r in found if "whitened_recall_at_1" in r]
+            line = [method, f"{name}, {steps:,}", str(len(found))]
+            for metric in ("recall_at_1", "mean_average_precision"):
+                before, after = ([r[p + metric] for r in found] for p in ("", "whitened_"))
+                gains = [b - a for a, b in zip(before, after, strict=True)]
+                means = [f"{statistics.fmean(x):.3f}" for x in (before, after) if x]
+                line += [*means, signed(*interval(gains))]
+            rows += [line] * bool(found)
+    if not rows:
+        return "Not yet measured.\n"
+    return table(["method", "set, steps", "cells", *WHITENED], rows)
 
 
 def row(cells: Cells, method: str) -> list[str]:

@@ -36,14 +36,17 @@ from torch import Tensor
 from iivcl import data
 from iivcl.distributed import rank, world_size
 from iivcl.evaluation import (
+    RetrievalMetrics,
     confusion_matrix,
     fit_linear_probe,
+    fit_whitening,
     knn_classify,
     retrieval_metrics,
 )
 
 KS = (1, 5, 10, 20, 50)
 ITERATIONS = 200  # at most, of the probe's L-BFGS
+SHRINKAGE = 0.1  # of whitening
 FREE = {"out", "again", "pictures", "cache", "workers"}  # settings that change no result
 
 
@@ -122,6 +125,7 @@ def protocol(args: argparse.Namespace, rule: str, in_gallery: int) -> Report:
             "centering": "each side by its own mean" if args.center else "none",
             "average": "videos",
         },
+        "whitened": {"of": "retrieval", "fitted_on": "the gallery", "shrinkage": SHRINKAGE},
         "knn": {
             "similarity": "cosine", "centering": "none", "k": args.k,
             "votes": "exp(cosine / temperature)", "temperature": args.temperature,
@@ -175,11 +179,8 @@ def measure(
             "skipped": len(videos.paths) - len(features), "repeated_views": int(repeats.sum()),
         },
         "chance": (alike.double() / others).mean().item(),
-        "retrieval": {
-            **{f"R@{k}": value for k, value in found.recall.items()},
-            "mAP": found.mean_average_precision,
-            "MAP@R": found.map_at_r, "R-precision": found.r_precision,
-        },
+        "retrieval": ranked(found),
+        "whitened": whitened(query, query_labels, gallery, gallery_labels, ks),
         "knn": {"k": min(args.k, others), **accuracy(scores, query_labels, tops)},
         "probe": None,  # without a gallery apart there is nothing to train it on
         "sgd_probe": None,
@@ -203,6 +204,31 @@ def measure(
         "counts": confusion_matrix(scores, query_labels).tolist(),
     }
     return report
+
+
+def ranked(found: RetrievalMetrics) -> Report:
+    return {
+        **{f"R@{k}": value for k, value in found.recall.items()},
+        "mAP": found.mean_average_precision,
+        "MAP@R": found.map_at_r, "R-precision": found.r_precision,
+    }  # fmt: skip
+
+
+def whitened(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
+    ks: list[int],
+) -> Report | None:
+    """Measure retrieval in whitened features; None where all features are alike."""
+    try:
+        whiten = fit_whitening(query if gallery is None else gallery, shrinkage=SHRINKAGE)
+    except ValueError:
+        return None
+    bank = None if gallery is None else whiten(gallery.float())
+    found = retrieval_metrics(whiten(query.float()), query_labels, bank, gallery_labels, ks=ks)
+    return ranked(found)
 
 
 def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Report | None:
@@ -254,11 +280,12 @@ def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Re
 
 def show(report: Report) -> None:
     """Print one table of all encoders, and what is confused most by the first."""
-    lines = [["", "R@1", "R@5", "mAP", "kNN", "probe", "SGD"]]
+    lines = [["", "R@1", "R@5", "mAP", "white", "kNN", "probe", "SGD"]]
     for source, result in report["results"].items():
         name = source if source in ("random", "pixels") else os.path.relpath(source)
         retrieval, probes = result["retrieval"], (result["probe"], result["sgd_probe"])
-        numbers = [retrieval.get("R@1"), retrieval.get("R@5"), retrieval["mAP"],
+        whitened = (result["whitened"] or {}).get("R@1")
+        numbers = [retrieval.get("R@1"), retrieval.get("R@5"), retrieval["mAP"], whitened,
                    result["knn"]["top1"], *((p or {}).get("top1") for p in probes)]  # fmt: skip
         lines.append([name, *("-" if n is None else f"{n:.4f}" for n in numbers)])
     width = max(len(line[0]) for line in lines)
@@ -266,7 +293,7 @@ def show(report: Report) -> None:
         print(name.ljust(width), *(cell.rjust(7) for cell in cells))
     first = next(iter(report["results"].values()))
     counts = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in first["counts"].items())
-    print(f"chance of R@1 {first['chance']:.4f}; {counts}")
+    print(f"white: R@1 of whitened features; chance of R@1 {first['chance']:.4f}; {counts}")
     confusion = torch.tensor(first["confusion"]["counts"])
     most = (confusion - confusion.diag().diag()).flatten().topk(min(3, confusion.numel()))
     names = report["classes"] or list(range(len(confusion)))

@@ -252,6 +252,18 @@ def test_a_question_is_answered_by_the_length_with_most_cells(tables: ModuleType
     assert tables.answer(cells[:2], "crops") == "Not yet measured.\n"
 
 
+def test_whitening_is_compared_within_each_cell(tables: ModuleType) -> None:
+    cells = [cell("intra", fold, 0.5) for fold in range(4)]
+    for one, after in zip(cells, (0.6, 0.7, 0.65), strict=False):  # the last has no such measure
+        one["results"] |= {"mean_average_precision": 0.2, "whitened_recall_at_1": after}
+        one["results"]["whitened_mean_average_precision"] = 0.3
+    half = stats.t.ppf(0.975, 2) * 0.05 / 3**0.5
+    interval = f"+0.150 [{0.15 - half:+.3f}, {0.15 + half:+.3f}]"
+    line = f"| intra | tiny, 2 | 3 | 0.500 | 0.650 | {interval} | 0.200 | 0.300 | +0.100 "
+    assert line in tables.whitened(cells)
+    assert tables.whitened(cells[3:]) == "Not yet measured.\n"
+
+
 def test_an_arm_stops_when_its_interval_lies_below_zero(evidence: ModuleType) -> None:
     cells = [cell("intra", fold, 0.5) for fold in range(3)]
     cells += [cell("plain", fold, recall) for fold, recall in enumerate((0.30, 0.31, 0.32))]

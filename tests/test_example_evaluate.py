@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from example_runs import EXAMPLES
 from loading import workers_end
 from PIL import Image
+from sklearn.covariance import shrunk_covariance
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iivcl import augment
@@ -96,7 +97,8 @@ def test_its_numbers_are_those_of_loops_over_the_videos(
     report = result_of(tmp_path / "r.json", encoder, videos / "split.csv")
     found = report["results"][str(encoder)]
     manifest = read_manifest(videos / "split.csv")
-    unit = F.normalize(reference_features(encoder, manifest, 3), dim=1)
+    features = reference_features(encoder, manifest, 3)
+    unit = F.normalize(features, dim=1)
     sides = {
         name: [i for i, s in enumerate(manifest.splits) if s == name] for name in ("train", "test")
     }
@@ -117,6 +119,7 @@ def test_its_numbers_are_those_of_loops_over_the_videos(
         assert found["retrieval"][f"R@{k}"] == count / 6
     assert "R@20" not in found["retrieval"]  # of 12 videos
     assert found["retrieval"]["mAP"] == pytest.approx(sum(precisions) / 6)
+    assert found["whitened"]["R@1"] == recall_whitened(features, sides, label)
     assert found["knn"]["k"] == 12
     assert found["knn"]["top1"] == votes / 6
     counts = torch.tensor(found["confusion"]["counts"])
@@ -129,6 +132,17 @@ def test_its_numbers_are_those_of_loops_over_the_videos(
         "queries": 6, "gallery": 12, "queries_without_relevant": 0, "skipped": 0,
         "repeated_views": 0,
     }  # fmt: skip
+
+
+def recall_whitened(features: torch.Tensor, sides: dict[str, list[int]], label: list[int]) -> float:
+    """Take R@1 by cosines x S^-1 y of what is left of features minus the mean of the gallery."""
+    gallery = features[sides["train"]]
+    x = (features - gallery.mean(0)).double().numpy()
+    S = shrunk_covariance(np.cov(gallery.double().numpy().T, bias=True), shrinkage=0.1)
+    product = x @ np.linalg.solve(S, x.T)
+    cosine = product / np.sqrt(np.outer(product.diagonal(), product.diagonal()))
+    nearest = {q: max(sides["train"], key=lambda row: cosine[q, row]) for q in sides["test"]}
+    return sum(label[q] == label[row] for q, row in nearest.items()) / len(nearest)
 
 
 def test_a_result_alone_gives_every_number_again(
@@ -172,11 +186,12 @@ def test_a_result_alone_gives_every_number_again(
 def assert_table(printed: str, report: Report, names: list[str]) -> None:
     """A row per encoder, beside one another under the same protocol."""
     head, *rows = printed.splitlines()
-    assert head.split() == ["R@1", "R@5", "mAP", "kNN", "probe", "SGD"]
+    assert head.split() == ["R@1", "R@5", "mAP", "white", "kNN", "probe", "SGD"]
     rows = rows[: len(report["results"])]
     assert [row.split()[0] for row in rows[:3]] == names
     for row, found in zip(rows, report["results"].values(), strict=True):
         numbers = [*(found["retrieval"][name] for name in ("R@1", "R@5", "mAP")),
+                   found["whitened"]["R@1"],
                    *(found[name]["top1"] for name in ("knn", "probe", "sgd_probe"))]  # fmt: skip
         assert row.split()[1:] == [f"{number:.4f}" for number in numbers]
 

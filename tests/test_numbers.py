@@ -172,6 +172,7 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
         partial(evaluation.fit_linear_probe, ROWS, LABELS),
         {"num_classes": 4, "weight_decay": 0.1, "max_iterations": 2},
     ),
+    "evaluation.fit_whitening": (partial(evaluation.fit_whitening, ROWS), {"shrinkage": 0.1}),
     "evaluation.knn_classify": (
         partial(evaluation.knn_classify, ROWS, ROWS, LABELS),
         {"num_classes": 4, "k": 2, "temperature": 0.1},

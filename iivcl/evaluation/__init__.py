@@ -5,6 +5,7 @@ from iivcl.evaluation._features import Features, extract_features
 from iivcl.evaluation._neighbors import knn_classify
 from iivcl.evaluation._probe import confusion_matrix, fit_linear_probe, topk_accuracy
 from iivcl.evaluation._retrieval import RetrievalMetrics, retrieval_metrics, retrieval_recall
+from iivcl.evaluation._whitening import fit_whitening
 
 __all__ = [
     "DetectionMetrics",
@@ -14,6 +15,7 @@ __all__ = [
     "detection_map",
     "extract_features",
     "fit_linear_probe",
+    "fit_whitening",
     "knn_classify",
     "retrieval_metrics",
     "retrieval_recall",
