@@ -309,6 +309,8 @@ METHODS: dict[str, Method] = {
     "late": Method(find=nearest(5), start=0.75),
     "half": Method(find=nearest(5), weight=0.5),
     "twice": Method(find=nearest(5), weight=2.0),
+    "four-times": Method(find=nearest(5), weight=4.0),
+    "agreed-four-times": Method(find=kept(nearest(5), agreed), weight=4.0),
     "k1": Method(find=nearest(1)),
     "k10": Method(find=nearest(10)),
     "k20": Method(find=nearest(20)),
@@ -330,6 +332,8 @@ METHODS: dict[str, Method] = {
     "changes-k20": Method(find=nearest(20), sees="changes"),
     "changes-k20-twice": Method(find=nearest(20), weight=2.0, sees="changes"),
     "changes-apart": Method(find=nearest(5), apart="people", sees="changes"),
+    "changes-apart-four-times": Method(find=nearest(5), apart="people", weight=4.0, sees="changes"),
+    "changes-agreed-four-times": Method(find=kept(nearest(5), agreed), weight=4.0, sees="changes"),
     "changes-again-videos": Method(
         find=near_videos,
         lookup="again",

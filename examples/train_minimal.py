@@ -46,8 +46,8 @@ SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3)
 REAL = Setting(1000, 2, 40, (0.4, 1.0), MILD, 1e-3)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
-QUEUE_SIZE, TEMPERATURE, INTER_START = 512, 0.1, 0.4  # inter begins after that share of steps
-MOMENTUM = 0.98  # of the key encoder, rising to 1; a longer run wants it nearer to 1
+INTER_START, INTER_WEIGHT, TEMPERATURE = 0.4, 4.0, 0.1  # inter begins after that share of steps
+QUEUE_SIZE, MOMENTUM = 512, 0.98  # of the key encoder, rising to 1; nearer to 1 in a longer run
 
 
 class SmallEncoder(nn.Sequential):
@@ -170,7 +170,7 @@ def main() -> None:
                 momentum_update_(key_encoder, encoder, cosine_momentum(step, steps, base=MOMENTUM))
                 key = F.normalize(key_encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
             outs = [loss_fn(query[:, i], key[:, 1 - i], queue, ids=ids) for i in (0, 1)]
-            inter_weight = float(step >= INTER_START * steps)
+            inter_weight = INTER_WEIGHT * (step >= INTER_START * steps)
             loss = sum(out.intra + inter_weight * out.inter for out in outs) / 2
             optimizer.zero_grad()
             loss.backward()

@@ -247,7 +247,7 @@ def test_a_question_is_answered_by_the_length_with_most_cells(tables: ModuleType
     cells += [cell("changes-plain", fold, 0.5) | {"steps": 9} for fold in range(5)]
     cells += [cell("changes-intra", fold, 0.5) | {"steps": 9} for fold in range(5)]
     assert "| plain | tiny, 2 |" in tables.answer(cells, "purer")
-    assert "| changes-plain | tiny, 9 |" in tables.answer(cells, "sees")
+    assert "| changes-plain | tiny, 9 |" in tables.answer(cells, "adds")
     assert tables.answer(cells, "crops") != "Not yet measured.\n"  # it has the plain neighbours
     assert tables.answer(cells[:2], "crops") == "Not yet measured.\n"
 
