@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 GRAY, BLUE = "#888", "#2f6fd8"  # readable on white and on black
 COLOURS = {
     "intra": GRAY, "plain": BLUE, "agreed": "#d9822b", "second-view": "#a45bd0",
-    "changes-intra": "#7fb8a4", "changes-plain": "#17805a", "oracle": "#d64550",
+    "changes-intra": "#7fb8a4", "changes-four-times": "#17805a", "oracle": "#d64550",
 }  # fmt: skip
 MIXES = ("oracle-30", "oracle-50", "oracle-70", "oracle-85", "oracle")
 STYLE = {
