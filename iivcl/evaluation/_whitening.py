@@ -19,9 +19,9 @@ def fit_whitening(features: Tensor, *, shrinkage: float = 0.1) -> nn.Linear:
 
     where C is the covariance of the features. A contrastive loss shapes the output of the head;
     in the features before it a few directions, of much variance and little meaning, decide the
-    cosine. Whitened features give them no more than their share, and need no labels. Of small
-    variance is also what is noise, which shrinkage keeps small: the default changes little between
-    0.03 and 0.3. At 1 the features are centred alone.
+    cosine. Whitened features give them no more than their share, and need no labels. Where the
+    directions of much variance are the classes, that loses: measure both. Of small variance is
+    also what is noise, which shrinkage keeps small. At 1 the features are centred alone.
 
     It changes the figures of retrieval and of neighbours, so say that it was used.
 
