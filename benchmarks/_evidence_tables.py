@@ -50,7 +50,7 @@ QUESTIONS = {
              "changes-apart", "changes-apart-four-times", "changes-takes", "changes-again-videos",
              "changes-soft-own", "changes-oracle"),
     "crops": ("plain", "oracle", "crops-intra", "crops-plain", "crops-oracle"),
-    "longer": ("plain", "gate", "oracle"),
+    "longer": ("plain", "gate", "oracle", "changes-four-times"),
 }  # fmt: skip
 
 
