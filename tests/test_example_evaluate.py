@@ -145,6 +145,14 @@ def recall_whitened(features: torch.Tensor, sides: dict[str, list[int]], label: 
     return sum(label[q] == label[row] for q, row in nearest.items()) / len(nearest)
 
 
+def test_features_that_are_all_alike_are_measured_and_not_whitened() -> None:
+    """As those of an encoder that has collapsed."""
+    whitened, labels = pretraining.load("evaluate").whitened, torch.tensor([0, 1, 1])
+    assert whitened(torch.ones(3, 4), labels, None, None, [1]) is None
+    assert whitened(torch.eye(3, 4), labels, torch.ones(3, 4), labels, [1]) is None
+    assert whitened(torch.eye(3, 4), labels, torch.eye(3, 4), labels, [1])["R@1"] == 1
+
+
 def test_a_result_alone_gives_every_number_again(
     videos: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
