@@ -178,6 +178,24 @@ def test_a_users_transform_compiles(video: Tensor) -> None:
     torch.testing.assert_close(compiled(video, params), pipeline.apply(video, params))
 
 
+def test_a_users_transform_may_learn(video: Tensor) -> None:
+    class Gain(augment.Transform[Any]):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.tensor(0.5))
+
+        def apply(self, video: Tensor, params: Any) -> Tensor:
+            return video * self.gain
+
+    gain, gray = Gain(), augment.RandomGrayscale(p=1.0)
+    for pipeline in (
+        augment.Compose(gain, gray),
+        augment.Compose(augment.RandomApply(gain, p=1.0)),
+    ):
+        (gradient,) = torch.autograd.grad(pipeline(video).sum(), gain.gain)
+        torch.testing.assert_close(gradient, pipeline(video).detach().sum() / 0.5)
+
+
 def test_an_apply_or_a_draw_of_a_subclass_counts_inside_compose_too(video: Tensor) -> None:
     class Black(augment.ColorJitter):
         def apply(self, video: Tensor, params: Any) -> Tensor:

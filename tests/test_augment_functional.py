@@ -122,6 +122,20 @@ def test_solarize_is_exactly_that_of_torchvision(dtype: torch.dtype) -> None:
     assert torch.equal(F.solarize(video, torch.full((3,), torch.inf)), video)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.float64])
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_a_threshold_is_met_whatever_its_dtype(dtype: torch.dtype, default: torch.dtype) -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    clips = levels.view(1, 1, 1, 16, 16).expand(256, 1, 1, 16, 16)
+    thresholds = levels.to(dtype)  # all of which these dtypes hold
+    expected = torch.where(clips >= levels.view(-1, 1, 1, 1, 1), 255 - clips, clips)
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(F.solarize(clips, thresholds), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
 def test_flip_is_exactly_that_of_torchvision(dtype: torch.dtype) -> None:
     video = make_video((3, 3, 4, 12, 13), dtype)
@@ -141,6 +155,22 @@ def test_crop_resize_equals_torchvision(dtype: torch.dtype, size: int | tuple[in
         return V.resized_crop(clip, *box, size=sizes, interpolation=BILINEAR, antialias=True)
 
     assert_equal_to(F.crop_resize(video, boxes, size), loop(video, resized_crop, boxes))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_narrow_frames_equal_those_turned_by_a_quarter(dtype: torch.dtype) -> None:
+    """Not torchvision, which is wrong where the result is one pixel wide."""
+    for height, width in ((8, 1), (17, 1), (9, 1), (8, 5), (1, 7), (1, 1)):
+        video = make_video((2, 3, 2, 24, 31), dtype)[..., 5 : 5 + height, :width].contiguous()
+        box, turned = (
+            torch.tensor([[0, 0, *size]] * 2) for size in ((height, width), (width, height))
+        )
+        for size in ((17, 1), (8, 1), (5, 1), (36, 1), (1, 1), (1, 4)):
+            expected = F.crop_resize(video.mT.contiguous(), turned, size[::-1]).mT
+            assert_equal_to(F.crop_resize(video, box, size), expected)
+            exact = run((Resample(box, size),), video.double())  # by matrix products
+            atol = 1 if dtype == torch.uint8 else 1e-5
+            torch.testing.assert_close(expected.double(), exact, rtol=0, atol=atol)
 
 
 def test_resizing_in_float16_stays_within_one_gray_level() -> None:
@@ -176,6 +206,16 @@ def test_blur_equals_torchvision(
     sigma = torch.linspace(0.1, 2.0, shape[0])
     expected = loop(video, lambda c, s: V.gaussian_blur(c, [kernel_size] * 2, [s] * 2), sigma)
     assert_equal_to(F.gaussian_blur(video, sigma, kernel_size), expected)
+
+
+@pytest.mark.parametrize("sigma", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_a_width_counts_by_its_value_whatever_its_dtype(
+    dtype: torch.dtype, sigma: torch.dtype
+) -> None:
+    video, widths = make_video((2, 3, 2, 24, 31), dtype), torch.tensor([0.7, 1.9]).to(sigma)
+    expected = F.gaussian_blur(video, widths.double(), 11)
+    assert_equal_to(F.gaussian_blur(video, widths, 11), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -280,6 +320,21 @@ BAD_INPUTS: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "`kernel_size` 17 reaches 8 pixels, which must be less than the height and width of "
         "`video`; got 8 x 10",
+    ),
+    (
+        lambda: F.horizontal_flip(VIDEO, None),  # type: ignore[arg-type]
+        TypeError,
+        "`flip` must be a tensor of shape (B,); got NoneType",
+    ),
+    (
+        lambda: F.to_grayscale(VIDEO, None),  # type: ignore[arg-type]
+        TypeError,
+        "`where` must be a tensor of shape (B,); got NoneType",
+    ),
+    (
+        lambda: F.solarize(VIDEO, 0.5),  # type: ignore[arg-type]
+        TypeError,
+        "`threshold` must be a tensor of shape (B,); got float",
     ),
     (
         lambda: F.normalize(VIDEO, mean=[0.5], std=[0.5]),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as NF
@@ -185,6 +186,24 @@ def test_gradients_flow_where_the_transforms_have_them() -> None:
     assert torch.autograd.gradcheck(lambda clips: pipeline.apply(clips, params), video)
 
 
+def test_statistics_are_numbers_whatever_holds_them() -> None:
+    mean, std = (0.25, 0.5, 0.75), (0.5, 0.25, 0.125)  # which every float holds
+    video = make_video(torch.float32, 2)
+    expected = Normalize(mean=mean, std=std)
+    for of in (list, torch.tensor, np.array):
+        normalize = Normalize(mean=of(mean), std=of(std))  # type: ignore[operator]
+        assert repr(normalize) == repr(expected)
+        assert torch.equal(normalize(video), expected(video))
+        given = {"mean": of(mean), "std": of(std)}  # type: ignore[operator]
+        assert torch.equal(augment.functional.normalize(video, **given), expected(video))
+
+
+def test_ranges_and_sizes_may_come_from_a_file_that_knows_lists_alone() -> None:
+    assert ColorJitter(brightness=[0.6, 1.4]).brightness == (0.6, 1.4)  # type: ignore[arg-type]
+    video = make_video(torch.uint8, 3)
+    assert augment.RandomResizedCrop([5, 6])(video).shape[-2:] == (5, 6)  # type: ignore[arg-type]
+
+
 BAD_INPUTS: list[tuple[Callable[[], object], str]] = [
     (
         lambda: Compose(GaussianBlur(17))(torch.rand(2, 3, 2, 8, 9)),
@@ -211,6 +230,20 @@ BAD_INPUTS: list[tuple[Callable[[], object], str]] = [
         "`mean` and `std` must have one number for each of the 1 channels of `video`; got 3 and "
         "3, and `video` of shape (2, 1, 2, 8, 9), read as (B, C, T, H, W). Expand gray clips to 3 "
         "channels with `video.expand(-1, 3, -1, -1, -1)`",
+    ),
+    (
+        lambda: RandomApply(CenterCrop(4), p=0.0)(torch.zeros(2, 3, 2, 8, 9)),
+        "`transform` must keep height and width inside RandomApply; CenterCrop(4) gives 4 x 4 from "
+        "8 x 9",
+    ),
+    (
+        lambda: Compose(ToFloat(), RandomSolarize()).apply(torch.zeros(2, 3, 2, 8, 9), ((),)),
+        "`params` must be those of this pipeline of 2 transforms; got 1: those of `pipeline[a:b]` "
+        "are `params[a:b]`",
+    ),
+    (
+        lambda: GaussianBlur(3, sigma=(0.1, float("inf"))),
+        "`sigma` must be (low, high) with 1e-06 <= low <= high < inf; got (0.1, inf)",
     ),
     (
         lambda: augment.rho_moco(8)(torch.zeros(3, 2, 8, 9, dtype=torch.uint8)),

@@ -169,12 +169,12 @@ BAD_ARGUMENTS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: ColorJitter(contrast=(-0.5, 1.0)),
         ValueError,
-        "`contrast` must be (low, high) with 0.0 <= low <= high <= inf; got (-0.5, 1.0)",
+        "`contrast` must be (low, high) with 0.0 <= low <= high < inf; got (-0.5, 1.0)",
     ),
     (
         lambda: GaussianBlur(11, sigma=(2.0, 0.1)),
         ValueError,
-        "`sigma` must be (low, high) with 1e-06 <= low <= high <= inf; got (2.0, 0.1)",
+        "`sigma` must be (low, high) with 1e-06 <= low <= high < inf; got (2.0, 0.1)",
     ),
     (lambda: GaussianBlur(10), ValueError, "`kernel_size` must be odd; got 10"),
     (lambda: RandomGrayscale(p=1.5), ValueError, "`p` must be in [0, 1]; got 1.5"),

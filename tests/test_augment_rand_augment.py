@@ -52,6 +52,17 @@ def test_each_operation_is_exactly_that_of_torchvision(magnitude: int, dtype: to
         assert torch.equal(out[i], expected), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_the_float32_result_rounded(dtype: torch.dtype) -> None:
+    """Of frames so large that torch's own kernels for half precision are wrong on a CPU."""
+    transform = RandAugment(num_ops=1, magnitude=9)
+    video = torch.rand(14, 3, 1, 182, 184).to(dtype)
+    params = transform.make_params(video)._replace(op=torch.arange(14)[:, None])
+    out, exact = transform.apply(video, params), transform.apply(video.float(), params)
+    assert out.dtype == dtype
+    assert torch.equal(out, exact.to(dtype))
+
+
 def test_operations_are_drawn_evenly_and_apart() -> None:
     video = torch.zeros((), dtype=torch.uint8).expand(14_000, 3, 1, 8, 8)
     params = RandAugment(num_ops=2).make_params(video, torch.Generator().manual_seed(0))

@@ -62,8 +62,10 @@ def check_statistics(video: Tensor, mean: Sequence[float], std: Sequence[float])
         )
 
 
-def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Check statistics by themselves."""
+def check_mean_std(
+    mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return statistics as floats, or say what is wrong with them by themselves."""
     for name, numbers in {"mean": mean, "std": std}.items():
         if not (hasattr(numbers, "__len__") and all(map(is_number, numbers))):
             raise TypeError(f"`{name}` must be numbers, one per channel; got {numbers!r}")
@@ -72,6 +74,7 @@ def check_mean_std(mean: Sequence[float], std: Sequence[float]) -> None:
             "`mean` and `std` must have one finite number per channel, and `std` must be above 0; "
             f"got {tuple(mean)} and {tuple(std)}"
         )
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def check_unit_range(video: Tensor) -> None:
@@ -115,15 +118,15 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype}")
 
 
-def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
+def check_size(size: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of ``size``, or say what is wrong with it."""
-    pair = size if isinstance(size, tuple) else (size, size)
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(map(is_integer, pair)):
         raise TypeError(f"`size` must be an int or two of them, height and width; got {size!r}")
     height, width = pair
     if min(height, width) < 1:
         raise ValueError(f"`size` must be at least 1 pixel; got {size}")
-    return height, width
+    return int(height), int(width)
 
 
 def check_kernel_size(kernel_size: int) -> None:
@@ -155,8 +158,9 @@ def check_range(
     if not (isinstance(bounds, (tuple, list)) and all(map(is_number, bounds)) and len(bounds) == 2):
         raise TypeError(f"`{name}` must be two numbers, low and high; got {bounds!r}")
     first, last = (float(bound) for bound in bounds)
-    if not low <= first <= last <= high:
+    if not low <= first <= last <= high or math.isinf(last):
+        end = "< inf" if math.isinf(high) else f"<= {high}"
         raise ValueError(
-            f"`{name}` must be (low, high) with {low} <= low <= high <= {high}; got {bounds}"
+            f"`{name}` must be (low, high) with {low} <= low <= high {end}; got {bounds}"
         )
     return first, last

@@ -45,6 +45,11 @@ class Compose(Transform[tuple[Any, ...]]):
 
     def describe(self, params: tuple[Any, ...]) -> Program:
         """Say what all the transforms do; see :meth:`Transform.describe`."""
+        if len(params) != len(self.transforms):
+            raise ValueError(
+                f"`params` must be those of this pipeline of {len(self.transforms)} transforms; "
+                f"got {len(params)}: those of `pipeline[a:b]` are `params[a:b]`"
+            )
         programs = [program_of(t, own) for t, own in zip(self._each(), params, strict=True)]
         return tuple(op for program in programs for op in program)
 
@@ -124,6 +129,11 @@ class RandomApply(Transform[RandomApplyParams]):
         return [chance(self.p), *self.transform._ranges()]
 
     def _read(self, drawn: Drawn) -> RandomApplyParams:
+        if (size := self.transform.output_size(*drawn.size)) != drawn.size:
+            raise ValueError(
+                f"`transform` must keep height and width inside RandomApply; {self.transform!r} "
+                f"gives {size[0]} x {size[1]} from {drawn.size[0]} x {drawn.size[1]}"
+            )
         return RandomApplyParams(drawn.chances(1).squeeze(1), read(self.transform, drawn.after(1)))
 
     def __repr__(self) -> str:

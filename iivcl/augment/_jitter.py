@@ -92,7 +92,7 @@ class ColorJitter(Transform[ColorJitterParams]):
 
 def _range(name: str, value: float | Range, middle: float, low: float, high: float) -> Range:
     """A range within [low, high], or that of the numbers no further than this from ``middle``."""
-    if not isinstance(value, tuple):
+    if not isinstance(value, (tuple, list)):
         check_within(0, high - middle, **{name: value})
         value = (max(low, middle - value), middle + value)
     return check_range(name, value, low, high)

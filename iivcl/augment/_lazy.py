@@ -133,9 +133,10 @@ class _LazyClip:
         if not self._is_colored():
             self._replace(self.result())
         values = self._values(mixed=True)
-        radius = min(op.kernel_size // 2, math.ceil(_REACH * op.sigma.item()))
-        vertical = gaussian_weights(op.sigma, 2 * radius + 1, height)[0]
-        horizontal = gaussian_weights(op.sigma, 2 * radius + 1, width)[0]
+        sigma = op.sigma.to(values.dtype)
+        radius = min(op.kernel_size // 2, math.ceil(_REACH * sigma.item()))
+        vertical = gaussian_weights(sigma, 2 * radius + 1, height)[0]
+        horizontal = gaussian_weights(sigma, 2 * radius + 1, width)[0]
         scratch = self._spare(), self._take(f"values {1 - self._turn}", values.shape)
         self._video = blurred_clip(values[0], vertical, horizontal, radius, scratch).unsqueeze(0)
         if self.dtype == torch.uint8:

@@ -28,6 +28,8 @@ def native_resize(frames: Tensor, height: int, width: int) -> Tensor:
     if frames.dtype == torch.uint8:
         return _planar(_antialiased(_interleaved(images), height, width)).view(shape)
     wide = images.to(common_dtype(frames))
+    if width == 1:  # the kernel for floats is wrong there, but right for columns turned into rows
+        return _antialiased(wide.mT, width, height).mT.to(frames.dtype).reshape(shape)
     return _antialiased(wide, height, width).to(frames.dtype).view(shape)
 
 

@@ -152,10 +152,9 @@ class Normalize(Transform[tuple[()]]):
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
-        check_mean_std(mean, std)
+        self.mean, self.std = check_mean_std(mean, std)
         if dtype is not None:
             check_dtype(dtype)
-        self.mean, self.std = tuple(mean), tuple(std)
         self.dtype, self.memory_format = dtype, memory_format
 
     def describe(self, params: tuple[()]) -> ops.Program:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iivcl._checks import check_mask, check_shape
 from iivcl.augment._arguments import check_channels, check_numbers, check_statistics
@@ -173,7 +173,8 @@ def check_program(program: Program, num_clips: int) -> None:
             elif name in _BOUNDS:
                 check_numbers(name, value, num_clips, *_BOUNDS[name])
             elif name == "where":
-                check_mask(name, value, "B", B=batch)
+                check_shape(name, value, "B", B=batch)
+                check_mask(name, value, "B")
         for own in _inner(op):
             check_program(own, num_clips)
 
@@ -202,9 +203,11 @@ def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
-    """All tensors in nested tuples."""
+    """All tensors in nested tuples, and the parameters of transforms of one's own in them."""
     if isinstance(tree, Tensor):
         return [tree]
+    if isinstance(tree, nn.Module):
+        return list(tree.parameters())
     return [t for value in tree for t in tensors_of(value)] if isinstance(tree, tuple) else []
 
 

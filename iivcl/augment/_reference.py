@@ -155,15 +155,17 @@ def _gray(parts: Parts, op: ops.Gray, white: int) -> Parts:
 def _solarize(video: Tensor, op: ops.Solarize) -> Tensor:
     check_unit_range(video)
     white = color.white_of(video)
-    share = video if white == 1 else video / white
+    share = video if white == 1 else video.to(common_dtype(video)) / white
     return torch.where(share >= op.threshold.view(-1, 1, 1, 1, 1), white - video, video)
 
 
 def _on_frames(video: Tensor, op: ops.OnFrames) -> Tensor:
     check_unit_range(video)
+    wide = video.to(common_dtype(video)) if video.is_floating_point() else video
+    frames = wide.transpose(1, 2)  # (B, T, C, H, W)
     with without_autocast(video):
-        frames: Tensor = op.function(video.transpose(1, 2).flatten(0, 1), op.level)  # (BT, C, H, W)
-    return frames.view(video.transpose(1, 2).shape).transpose(1, 2)
+        changed = op.function(frames.flatten(0, 1), op.level)
+    return changed.view(frames.shape).transpose(1, 2).to(video.dtype)
 
 
 # --- which clips, and in which order -------------------------------------------------------------

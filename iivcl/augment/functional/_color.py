@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from iivcl._checks import check_shape, common_dtype
 from iivcl.augment import _program as ops
 from iivcl.augment._arguments import check_dtype, check_mean_std, check_video
 from iivcl.augment._color_arithmetic import white_of
@@ -58,8 +59,7 @@ def normalize(video: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> 
         >>> normalize(video, mean=[0.5], std=[0.25]).flatten()
         tensor([-2.,  0.,  2.])
     """
-    check_mean_std(mean, std)
-    return execute((ops.Normalize(tuple(mean), tuple(std)),), video)
+    return execute((ops.Normalize(*check_mean_std(mean, std)),), video)
 
 
 def adjust_brightness(video: Tensor, factor: Tensor) -> Tensor:
@@ -206,4 +206,6 @@ def solarize(video: Tensor, threshold: Tensor) -> Tensor:
         tensor([  0, 100, 127,   0], dtype=torch.uint8)
     """
     check_video(video)
-    return execute((ops.Solarize(threshold / white_of(video)),), video)
+    check_shape("threshold", threshold, "B", B=(len(video), "video"))
+    share = threshold.to(common_dtype(threshold)) / white_of(video)
+    return execute((ops.Solarize(share),), video)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from iivcl._checks import check_at_least, check_mask
+from iivcl._checks import check_at_least, check_mask, check_shape
 from iivcl.augment import _program as ops
 from iivcl.augment import _reference as reference
 from iivcl.augment._arguments import check_kernel_size, check_size, check_video
@@ -107,7 +107,8 @@ def horizontal_flip(video: Tensor, flip: Tensor) -> Tensor:
                 [3., 4., 5.]])
     """
     check_video(video)
-    check_mask("flip", flip, "B", B=(len(video), "video"))
+    check_shape("flip", flip, "B", B=(len(video), "video"))
+    check_mask("flip", flip, "B")
     return execute((ops.Where(flip, (ops.Flip(),)),), video)
 
 
