@@ -169,6 +169,12 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}")
 
 
+def computes_as(layer: object, kind: type) -> bool:
+    """Whether a layer, of ``kind`` or of a class made from it, has that class's own arithmetic."""
+    names = ("forward", "_conv_forward")
+    return all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in names)
+
+
 def unit_rows(rows: Tensor) -> Tensor:
     """Scale the rows (..., D) to unit length, whatever finite length they have; 0 stays 0.
 

@@ -196,6 +196,66 @@ def test_a_layer_in_two_places_stays_one_and_frozen_ones_stay_frozen() -> None:
     assert type(shared) is nn.Conv2d  # the network itself is as it was
 
 
+class Active(nn.BatchNorm2d):
+    """As image networks have it, with an activation inside."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+class Standardized(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean(), bias)
+
+
+@pytest.mark.parametrize("layer", [Active(3), Standardized(3, 3, 1)], ids=["norm", "convolution"])
+def test_a_layer_that_computes_something_of_its_own_is_refused(layer: nn.Module) -> None:
+    message = f"'1' is a {type(layer).__name__}, which computes something of its own"
+    with pytest.raises(ValueError, match=f"^`module` must have layers of torch; {message}$"):
+        inflate(nn.Sequential(nn.Conv2d(3, 3, 1), layer))
+
+
+@pytest.mark.parametrize("build", [image_resnet, timm_vit, cells_of_pixels])
+def test_an_empty_batch_has_no_features(build: Callable[[], VideoEncoder]) -> None:
+    encoder = build().eval()
+    assert encoder(torch.zeros(0, *VIDEO[1:])).shape == (0, encoder.feature_dim)
+
+
+class Gives(nn.Module):
+    """Gives something, whatever it takes."""
+
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, video: Tensor) -> object:
+        return self.output
+
+
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [
+        ({"x_norm_clstoken": 1, "masks": None}, "dict with 'x_norm_clstoken', 'masks'"),
+        (None, "NoneType"),
+        ((), "tuple"),
+        (([torch.zeros(2, 3)], 0), "list"),
+    ],
+)
+def test_an_output_that_is_no_tensor_is_named(output: object, got: str) -> None:
+    message = (
+        "the module must give vectors, a map or tokens, by itself, as `last_hidden_state` or as "
+        f"the first of a tuple; got {got}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        as_encoder(Gives(output), feature_dim=3, strides=(1, 1))(torch.zeros(VIDEO))
+
+
+def test_a_method_is_no_module() -> None:
+    message = "`module` must be an nn.Module, whose parameters train; got method"
+    with pytest.raises(TypeError, match=f"^{message}"):
+        as_encoder(Tokens().forward, feature_dim=3, strides=(1, 1))  # type: ignore[arg-type]
+
+
 def test_an_even_number_of_frames_has_no_middle() -> None:
     with pytest.raises(ValueError, match=r"^`frames` must be odd; got 2$"):
         inflate(nn.Conv2d(2, 3, 3), frames=2)
@@ -223,7 +283,20 @@ IDENTITY = nn.Identity()
         (
             lambda: as_encoder(IDENTITY, feature_dim=7, strides=(1, 1))(torch.zeros(VIDEO)),
             "the module must give vectors, a map or tokens with `feature_dim` 7; got "
-            "(2, 32, 3, 4, 32)",
+            "(2, 3, 4, 32, 32)",
+        ),
+        (
+            lambda: as_encoder(Gives(torch.zeros(3)), feature_dim=3, strides=[1, 1])(  # type: ignore[arg-type]
+                torch.zeros(VIDEO)
+            ),
+            "the module must give vectors, a map or tokens with `feature_dim` 3; got (3,)",
+        ),
+        (
+            lambda: as_encoder(
+                Gives(torch.zeros(8, 3, 1, 2, 2)), feature_dim=3, strides=(1, 1), layout="BCHW"
+            )(torch.zeros(VIDEO)),
+            "the module must give vectors, a map or tokens with `feature_dim` 3; got "
+            "(8, 3, 1, 2, 2)",
         ),
         (
             lambda: as_encoder(

@@ -97,15 +97,24 @@ def test_conversion_keeps_names_tensors_hooks_and_foreign_arithmetic() -> None:
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return 2 * super()._conv_forward(input, weight, bias)
 
-    model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.Sequential(Doubled(4, 4, 1), nn.Conv2d(4, 4, 1)))
+    class Causal(nn.Conv3d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(nn.functional.pad(input, (0, 0, 0, 0, 2, 0)))
+
+    foreign = nn.Sequential(Doubled(4, 4, 1), nn.Conv2d(4, 4, 1), Causal(4, 4, (3, 1, 1)))
+    model = nn.Sequential(nn.Conv3d(3, 4, 3), foreign)
     calls: list[int] = []
     model[0].register_forward_hook(lambda *_: calls.append(1))
-    names, weight, types = list(model.state_dict()), model[0].weight, type(model[1][0])
+    names, weight, types = (
+        list(model.state_dict()),
+        model[0].weight,
+        [type(conv) for conv in foreign],
+    )
     assert PaddedConv3d.convert_conv3d(model) is model
     assert list(model.state_dict()) == names
     assert type(model[0]) is PaddedConv3d
     assert model[0].weight is weight
-    assert type(model[1][0]) is types
+    assert [type(conv) for conv in foreign] == types
     model[0](torch.randn(1, 3, 3, 4, 4))
     assert calls == [1]
 

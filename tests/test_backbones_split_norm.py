@@ -110,6 +110,25 @@ def test_converted_network_is_the_network_on_each_part() -> None:
     torch.testing.assert_close(network(video), expected)
 
 
+def test_a_norm_with_an_activation_is_refused_and_nothing_converted() -> None:
+    class Active(nn.BatchNorm3d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).relu()
+
+    network = nn.Sequential(nn.BatchNorm3d(3), nn.Sequential(Active(3)))
+    message = (
+        "`module` must have batch norms of torch; '1.0' is a Active, which computes something of "
+        "its own"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        SplitBatchNorm.convert_split_batchnorm(network, num_splits=2)
+    assert type(network[0]) is nn.BatchNorm3d
+    of_several = nn.Sequential(nn.SyncBatchNorm(3), nn.BatchNorm2d(3), nn.BatchNorm1d(3))
+    SplitBatchNorm.convert_split_batchnorm(of_several, num_splits=2)
+    again = SplitBatchNorm.convert_split_batchnorm(of_several, num_splits=3)
+    assert [norm.num_splits for norm in again] == [3, 3, 3]
+
+
 def test_converting_a_norm_returns_the_split_one() -> None:
     norm = nn.BatchNorm1d(4)
     split = SplitBatchNorm.convert_split_batchnorm(norm, num_splits=2)

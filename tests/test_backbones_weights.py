@@ -285,6 +285,22 @@ def test_several_encoders_that_fit(small: State, tmp_path: Path) -> None:
     assert torch.equal(backbone.state_dict()["stem.conv.weight"], other["stem.conv.weight"])
 
 
+@pytest.mark.parametrize("prefix", ["encoder_q", "encoder", "rgb.", "encoder_q.layer1."])
+def test_a_prefix_of_nothing_names_the_right_one(prefix: str, small: State, tmp_path: Path) -> None:
+    path = tmp_path / "moco.pth"
+    torch.save(under("encoder_q.", small) | under("encoder_k.", small), path)
+    message = (
+        f"`prefix` {prefix!r} stands before no name of an encoder in '{path}'; 'encoder_q.' does"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_weights(slow_resnet(18), path, prefix=prefix)
+
+
+def test_weights_are_those_of_a_file(small: State) -> None:
+    with pytest.raises(TypeError, match=r"^`path` must be that of a file; got dict$"):
+        load_weights(slow_resnet(18), small)  # type: ignore[arg-type]
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_a_damaged_file_names_its_path(form: str, tmp_path: Path) -> None:

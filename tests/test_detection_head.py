@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 
@@ -81,6 +82,19 @@ def test_boxes_keep_their_pixels_under_autocast() -> None:
     torch.testing.assert_close(half, found, rtol=0.008, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_it_computes_in_the_precision_of_its_weights(dtype: torch.dtype) -> None:
+    head = RoIActionHead(2, 3, stride=16, dropout=0.0)
+    maps, boxes = ramps(), [torch.tensor([[0.0, 0.0, 48.0, 64.0]])] * 2
+    found = copy.deepcopy(head).to(dtype)(maps.to(dtype), boxes)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), head(maps, boxes), rtol=0.02, atol=0.02)
+
+
+def test_no_clip_has_no_box() -> None:
+    assert plain_head(2)(ramps()[:0], []).shape == (0, 2)
+
+
 def test_behind_a_dilated_encoder_all_is_trained() -> None:
     encoder = slow_resnet(18, res5_dilation=2)
     head = RoIActionHead(encoder.feature_dim, 3, stride=encoder.strides[1])
@@ -103,6 +117,14 @@ def test_behind_a_dilated_encoder_all_is_trained() -> None:
          "`boxes` must have shape (n, edges) with edges=4 (from `left, top, right, bottom`); got "),
         (lambda head, maps: head(maps, torch.ones(3, 4)),
          "`boxes` must have shape (N, numbers) with numbers=5 (from `clip, left, top, right, "),
+        (lambda head, maps: head(maps, torch.tensor([[2.0, 0, 0, 30, 30]])),
+         "`boxes` must be finite, of clips 0 to 1; got [2.0, 0.0, 0.0, 30.0, 30.0]"),
+        (lambda head, maps: head(maps, torch.tensor([[0.0, 0, 0, 9, 9], [-1, 0, 0, 30, 30]])),
+         "`boxes` must be finite, of clips 0 to 1; got [-1.0, 0.0, 0.0, 30.0, 30.0]"),
+        (lambda head, maps: head(maps, torch.tensor([[0.5, 0, 0, 30, 30]])),
+         "`boxes` must be finite, of clips 0 to 1; got [0.5, 0.0, 0.0, 30.0, 30.0]"),
+        (lambda head, maps: head(maps, [torch.full((1, 4), torch.inf), torch.ones(1, 4)]),
+         "`boxes` must be finite, of clips 0 to 1; got [0.0, inf, inf, inf, inf]"),
         (lambda head, maps: RoIActionHead(2, 3, stride=0), "`stride` must be at least 1; got 0"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
-from iivcl._checks import check_at_least, check_choice
+from iivcl._checks import check_at_least, check_choice, computes_as
 from iivcl.backbones._encoder import VideoEncoder, with_mean
 
 __all__ = ["as_encoder", "inflate"]
@@ -57,6 +57,7 @@ def as_encoder(
         An encoder whose state dict has the module's under ``module.``.
 
     Raises:
+        TypeError: ``module`` is no module.
         ValueError: An option is unknown or out of range; and when it is called, the module's
             output is none of the above.
 
@@ -69,6 +70,11 @@ def as_encoder(
         >>> encoder(torch.rand(2, 3, 4, 32, 32)).shape
         torch.Size([2, 512])
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"`module` must be an nn.Module, whose parameters train; got {type(module).__name__}. "
+            "Put a function or a method into the `forward` of a module"
+        )
     check_choice("layout", layout, tuple(_FROM_CLIPS))
     check_choice("pool", pool, ("mean", "first"))
     check_at_least(1 if pool == "first" else 0, prefix_tokens=prefix_tokens)
@@ -87,23 +93,29 @@ class _Adapted(VideoEncoder):
     prefix_tokens: int
 
     def _encode(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        clips = video.shape[0]  # len() would fix the batch of an exported program
         output = self._run(self.module, rearrange(video, _FROM_CLIPS[self.layout]))
         output = getattr(output, "last_hidden_state", output)
-        output = output if isinstance(output, Tensor) else output[0]
+        output = output[0] if isinstance(output, (tuple, list)) and output else output
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                "the module must give vectors, a map or tokens, by itself, as `last_hidden_state` "
+                f"or as the first of a tuple; got {_kind(output)}"
+            )
         cells = self._as_map(output, video.shape[2:])
+        frames = video.shape[2] if self.layout == "BCHW" else 1  # that the module takes for clips
         if self.layout == "BCHW":
-            cells = rearrange(cells, "(b t) f 1 h w -> b f t h w", b=clips)
+            cells = rearrange(cells, "(b t) f 1 h w -> b f t h w", t=frames)
         if self.pool == "mean":
             return with_mean(cells)
         if output.ndim != 3:
             raise ValueError(
                 f"`pool` 'first' takes a token; the module gives {tuple(output.shape)}"
             )
-        return cells, output[:, 0].view(clips, -1, self.feature_dim).mean(dim=1)
+        return cells, rearrange(output[:, 0], "(b t) f -> b t f", t=frames).mean(dim=1)
 
     def _as_map(self, output: Tensor, size: Sequence[int]) -> Tensor:
         """Bring what the module returns to ``(N, F, T', H', W')``."""
+        given, most = tuple(output.shape), 4 if self.layout == "BCHW" else 5
         if output.ndim == 3:
             t = 1 if self.layout == "BCHW" else size[0] // self.strides[0]
             h, w = (pixels // self.strides[1] for pixels in size[1:])
@@ -114,15 +126,20 @@ class _Adapted(VideoEncoder):
                 )
             tokens = output[:, self.prefix_tokens :]
             output = rearrange(tokens, "n (t h w) f -> n f t h w", t=t, h=h, w=w)
-        elif output.shape[1] != self.feature_dim:
+        elif output.ndim > 3 and output.shape[1] != self.feature_dim:
             output = output.movedim(-1, 1)
-        if output.ndim not in (2, 4, 5) or output.shape[1] != self.feature_dim:
+        if not 2 <= len(given) <= most or output.shape[1] != self.feature_dim:
             raise ValueError(
                 "the module must give vectors, a map or tokens with `feature_dim` "
-                f"{self.feature_dim}; got {tuple(output.shape)}"
+                f"{self.feature_dim}; got {given}"
             )
         ones = [1] * (5 - output.ndim)  # of one frame, or one cell
         return output.view(*output.shape[:2], *ones, *output.shape[2:])
+
+
+def _kind(output: Any) -> str:
+    keys = f" with {', '.join(map(repr, output))}" if isinstance(output, dict) else ""
+    return f"{type(output).__name__}{keys}"
 
 
 def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
@@ -139,7 +156,8 @@ def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
         The copy.
 
     Raises:
-        ValueError: ``frames`` is even or below 1.
+        ValueError: ``frames`` is even or below 1; or a layer computes something of its own, such
+            as an activation inside a batch norm, which would be lost.
 
     Example:
         >>> import torch
@@ -156,11 +174,16 @@ def inflate(module: nn.Module, *, frames: int = 3) -> nn.Module:
     if frames % 2 == 0:
         raise ValueError(f"`frames` must be odd; got {frames}")
     module = copy.deepcopy(module)
-    for layer in list(module.modules()):
+    for name, layer in list(module.named_modules()):
         if is_parametrized(layer):
             _keep_values(layer)
         for flat, deep in _DEEP.items():
             if isinstance(layer, flat):
+                if not computes_as(layer, flat):
+                    raise ValueError(
+                        f"`module` must have layers of torch; {name!r} is a "
+                        f"{type(layer).__name__}, which computes something of its own"
+                    )
                 layer.__class__ = deep
                 _extend_over_time(layer, frames)
     return module

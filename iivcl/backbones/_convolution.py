@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from iivcl._checks import check_within
+from iivcl._checks import check_within, computes_as
 
 __all__ = ["PaddedConv3d", "WrongConvolution", "check_convolutions"]
 
@@ -63,6 +63,8 @@ class PaddedConv3d(nn.Conv3d):
     def convert_conv3d(cls, module: nn.Module) -> nn.Module:
         """Replace every ``nn.Conv3d`` inside ``module``, which keeps its weights.
 
+        A subclass with an arithmetic of its own stays what it is.
+
         Args:
             module: Network to convert, in place.
 
@@ -77,7 +79,7 @@ class PaddedConv3d(nn.Conv3d):
         for conv in module.modules():  # each stays what it is, with its hooks and tensors
             if not isinstance(conv, nn.Conv3d) or is_parametrized(conv):
                 continue
-            if type(conv)._conv_forward is nn.Conv3d._conv_forward:  # no other's arithmetic
+            if computes_as(conv, nn.Conv3d):
                 conv.__class__ = cls
         return module
 

@@ -48,6 +48,7 @@ class VideoEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least(1, feature_dim=feature_dim, in_channels=in_channels)
+        strides = tuple(strides) if isinstance(strides, list) else strides
         if not (isinstance(strides, tuple) and all(map(is_integer, strides)) and len(strides) == 2):
             raise TypeError(
                 f"`strides` must be two integers, of frames and pixels; got {strides!r}"

@@ -30,7 +30,8 @@ class RoIActionHead(nn.Module):
         dropout: Share of the features left out in training.
 
     Raises:
-        ValueError: A number is out of range; or the map or the boxes have the wrong shape.
+        ValueError: A number is out of range; or the map or the boxes have the wrong shape, or
+            the boxes, whose values are read on the CPU alone, are not those of these clips.
 
     Example:
         >>> import torch
@@ -85,11 +86,26 @@ class RoIActionHead(nn.Module):
                 )
             for box in boxes:
                 check_embeddings("boxes", box, "n edges", edges=(4, "left, top, right, bottom"))
-            boxes = torch.cat([F.pad(box, (1, 0), value=clip) for clip, box in enumerate(boxes)])
+            numbered = [F.pad(box, (1, 0), value=clip) for clip, box in enumerate(boxes)]
+            boxes = torch.cat(numbered) if numbered else feature_map.new_empty(0, 5)
         check_embeddings("boxes", boxes, "N numbers", numbers=(5, "clip, left, top, right, bottom"))
+        _check_values(boxes, len(feature_map))
         still = feature_map.mean(dim=2, dtype=torch.promote_types(feature_map.dtype, torch.float32))
         cells = roi_align(
             still, boxes.to(still.dtype), self.resolution, 1 / self.stride, aligned=True
         )  # (N, F, resolution, resolution)
-        logits: Tensor = self.classifier(self.dropout(cells.amax(dim=(2, 3))))
+        most = cells.amax(dim=(2, 3)).to(feature_map.dtype)  # (N, F)
+        logits: Tensor = self.classifier(self.dropout(most))
         return logits
+
+
+def _check_values(boxes: Tensor, clips: int) -> None:
+    """Check (N, 5) where it makes no device wait: RoIAlign reads whatever memory a number means."""
+    if boxes.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    of = boxes[:, 0]
+    wrong = ~(boxes.isfinite().all(dim=1) & (of >= 0) & (of < clips) & (of == of.floor()))
+    if wrong.any():
+        raise ValueError(
+            f"`boxes` must be finite, of clips 0 to {clips - 1}; got {boxes[wrong][0].tolist()}"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from iivcl._checks import check_at_least, check_within
+from iivcl._checks import check_at_least, check_within, computes_as
 
 __all__ = ["SplitBatchNorm"]
 
@@ -118,7 +118,8 @@ class SplitBatchNorm(_BatchNorm):
             The module.
 
         Raises:
-            ValueError: ``num_splits`` is below 1.
+            ValueError: ``num_splits`` is below 1; or a batch norm computes something of its own,
+                such as an activation, which would be lost.
 
         Example:
             >>> from iivcl.backbones import r3d_18
@@ -127,8 +128,16 @@ class SplitBatchNorm(_BatchNorm):
             4
         """
         check_at_least(1, num_splits=num_splits)
-        for norm in module.modules():  # each stays what it is, with its hooks and tensors
-            if isinstance(norm, _BatchNorm):
-                norm.__class__ = cls
-                norm.num_splits = num_splits  # type: ignore[assignment]
+        norms = {
+            name: norm for name, norm in module.named_modules() if isinstance(norm, _BatchNorm)
+        }
+        for name, norm in norms.items():
+            if not any(computes_as(norm, kind) for kind in (_BatchNorm, nn.SyncBatchNorm, cls)):
+                raise ValueError(
+                    f"`module` must have batch norms of torch; {name!r} is a "
+                    f"{type(norm).__name__}, which computes something of its own"
+                )
+        for norm in norms.values():  # each stays what it is, with its hooks and tensors
+            norm.__class__ = cls
+            norm.num_splits = num_splits  # type: ignore[assignment]
         return module

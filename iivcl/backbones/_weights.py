@@ -118,15 +118,21 @@ def load_weights(
         Names: github.com/facebookresearch/SlowFast, github.com/facebookresearch/pytorchvideo,
         github.com/pytorch/vision and github.com/TengdaHan/CoCLR.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`path` must be that of a file; got {type(path).__name__}")
     path = os.fspath(path)
     module = backbone.module if isinstance(backbone, _Adapted) else backbone
     tensors, expected = dict(_tensors(_read(path))), module.state_dict()
     if not tensors:
         raise ValueError(f"`path` {path!r} must hold a state dict, by itself or under a key")
-    prefix = _find_prefix(tensors, expected, path) if prefix is None else prefix
-    inside = {
-        name: _ours(name[len(prefix) :], expected) for name in tensors if name.startswith(prefix)
-    }
+    if prefix is None:
+        prefix = _find_prefix(tensors, expected, path)
+    elif not any(_ours(name[len(prefix) :], expected) for name in _under(prefix, tensors)):
+        found = _find_prefix(tensors, expected, path)
+        raise ValueError(
+            f"`prefix` {prefix!r} stands before no name of an encoder in {path!r}; {found!r} does"
+        )
+    inside = {name: _ours(name[len(prefix) :], expected) for name in _under(prefix, tensors)}
     names = {our: name for name, our in inside.items() if our in expected}  # of the file
     missing = [our for our in expected if our not in names]
     lost = [our for our in missing if not our.endswith("num_batches_tracked")]
@@ -161,6 +167,10 @@ def load_weights(
     module.load_state_dict({our: tensors[name] for our, name in names.items()}, strict=False)
     used = set(names.values())
     return LoadReport(missing, [name for name in tensors if name not in used], prefix)
+
+
+def _under(prefix: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(prefix)]
 
 
 def _find_prefix(names: Iterable[str], expected: Mapping[str, Tensor], path: str) -> str:
