@@ -169,12 +169,13 @@ def _match_rate(
     check_ids(name, values, len(neighbors.indices), "neighbors")
     check_same_device(name, values, "neighbors", neighbors.indices)
     found, own = _look_up(bank_name, bank, neighbors), values.long()[:, None]  # (B, k), (B, 1)
-    return _mean_where(neighbors.valid & (found >= 0) & (own >= 0), found == own)
+    return _mean_where(neighbors.valid & (found != -1) & (own != -1), found == own)
 
 
 def _look_up(name: str, bank: Tensor, neighbors: Neighbors) -> Tensor:
     """Take the entry of every neighbour, (B, k), from one per row of the queue, (K,)."""
     check_shape(name, bank, "K")
+    check_ids(name, bank, len(bank), name)
     check_same_device(name, bank, "neighbors", neighbors.indices)
     return bank.long()[neighbors.indices]
 

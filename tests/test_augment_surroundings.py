@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from surroundings import SURROUNDINGS
 from test_augment_derivatives import FUNCTIONS
 from torch import Tensor
 
 from iivcl import augment
 
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "a default device": lambda: torch.device("meta"),
-    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
-    "float64 by default": lambda: default_dtype(torch.float64),
-    "inference mode": torch.inference_mode,
-}
 TRANSFORMS: dict[str, Callable[[], augment.Transform[Any]]] = {
     "rho_moco": lambda: augment.rho_moco(20),
     "moco_v2": lambda: augment.moco_v2(20),

@@ -137,6 +137,16 @@ class TestNeighbors:
         assert self_match_rate(found, bank, values).isnan()
         assert neighbor_age(found, bank).isnan()
 
+    def test_any_integer_but_that_of_the_unknown_is_an_id(self) -> None:
+        found = Neighbors(torch.tensor([[0.9, 0.8]]), torch.tensor([[0, 1]]), torch.ones(1, 2) > 0)
+        for own in (-5, 7, -(2**62)):
+            rate = self_match_rate(found, torch.tensor([own, 3]), torch.tensor([own]))
+            assert rate == 0.5
+
+    def test_ages_are_integers(self) -> None:
+        with pytest.raises(TypeError, match=r"^`ages` must be an integer tensor; got "):
+            neighbor_age(make_neighbors(2, 3, 4), torch.rand(4))
+
     def test_unknown_labels_and_ids_do_not_count(self) -> None:
         neighbors = make_neighbors(12, 5, K=30)
         bank, values = torch.randint(3, (30,)), torch.randint(3, (12,))

@@ -170,6 +170,40 @@ class TestExtractFeatures:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             extract_features(MeanOfClip(), [(torch.zeros(2, 3), [0, 1])], device="cpu")
 
+    CLIPS = torch.zeros(4, 3, 1, 4, 4)  # of two videos or of four
+    TWO, FOUR = torch.arange(2), torch.arange(4)
+
+    @pytest.mark.parametrize(
+        "element",
+        [
+            (CLIPS, TWO),
+            (CLIPS, FOUR, TWO),
+            (CLIPS, FOUR, torch.arange(5)),
+            (CLIPS, FOUR, FOUR, TWO),
+            (CLIPS, FOUR.double()),
+            (CLIPS, FOUR, FOUR > 1),
+            (CLIPS, torch.tensor(3)),
+            (CLIPS, FOUR, F.one_hot(FOUR)),
+        ],
+    )
+    def test_elements_whose_parts_do_not_belong_together(self, element: tuple[Tensor, ...]) -> None:
+        with pytest.raises(ValueError, match=r"^`loader` must give "):
+            extract_features(MeanOfClip(), [element], device="cpu")
+
+    def test_elements_of_several_lengths(self) -> None:
+        loader = [(self.CLIPS, self.FOUR), (self.CLIPS, self.FOUR + 4, self.FOUR)]
+        message = r"^`loader` must give elements of one length; got \[2, 3\]$"
+        with pytest.raises(ValueError, match=message):
+            extract_features(MeanOfClip(), loader, device="cpu")
+
+    def test_model_that_gives_several(self) -> None:
+        class Two(nn.Module):
+            def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+                return video.flatten(1), video
+
+        with pytest.raises(ValueError, match=r"^`model` must give a tensor \(B, D\); got tuple$"):
+            extract_features(Two(), [(self.CLIPS, self.FOUR)], device="cpu")
+
     def test_model_that_does_not_pool(self) -> None:
         message = (
             "`model` must map clips (B, C, T, H, W) to features (B, D); "

@@ -90,6 +90,15 @@ class TestRetrieval:
         assert found.mean_average_precision == pytest.approx(sum(expected) / len(expected))
         assert (found.num_queries, found.num_gallery, found.num_unmatched) == (31, 57, 0)
 
+    def test_a_query_alone_ranks_as_it_does_among_others(self) -> None:
+        """Rows that are alike rank in the order of the gallery, however products are added up."""
+        for seed in range(20):
+            generator = torch.Generator().manual_seed(seed)
+            gallery = torch.randn(1, 128, generator=generator).expand(10, -1).contiguous()
+            query, labels = torch.randn(1, 128, generator=generator), torch.arange(10)
+            found = retrieval_metrics(query, torch.tensor([0]), gallery, labels, ks=(1,))
+            assert found.recall == {1: 1.0}
+
     @pytest.mark.parametrize("center", [False, True])
     @pytest.mark.parametrize("leave_one_out", [False, True])
     @pytest.mark.parametrize("average", ["videos", "classes"])

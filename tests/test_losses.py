@@ -406,7 +406,7 @@ def test_separate_head_for_the_inter_term() -> None:
     ids = torch.tensor([3, 8, 9])
     criterion = IIVCLLoss(num_neighbors=2)
     out = criterion(query, key, queue, ids=ids, inter=(inter_query, inter_key, inter_queue))
-    assert torch.equal(out.intra, criterion(query, key, queue, ids=ids).intra)
+    torch.testing.assert_close(out.intra, criterion(query, key, queue, ids=ids).intra)
     assert torch.equal(out.inter, criterion(inter_query, inter_key, inter_queue, ids=ids).inter)
     plain = MoCoQueue(12, 5)
     plain.load_state_dict(queue.state_dict())
@@ -478,6 +478,32 @@ def test_iivcl_in_half_precision_is_that_of_the_rounded_inputs(
     half.loss.backward()
     assert query.grad is not None
     assert query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("chunk_size", [None, "dense", 100])
+def test_a_scaled_loss_keeps_small_gradients_of_float16(chunk_size: Any) -> None:
+    """What a scaler of gradients is for: they are scaled before they are rounded."""
+    rows = torch.randn(3, 512, 32)
+    query = (100 * F.normalize(rows[0], dim=1)).half()  # of a length at which gradients are small
+    key, negatives, scale = rows[0] + 0.01 * rows[1], rows[2], 2.0**16
+
+    def gradient(query: Tensor) -> Tensor:
+        loss = info_nce(query.requires_grad_(), key, negatives, chunk_size=chunk_size)
+        return torch.autograd.grad(loss * scale, query)[0].double()
+
+    half, full = gradient(query.clone()), gradient(query.double())
+    assert (half - full).norm() < 1e-3 * full.norm()
+
+
+@pytest.mark.parametrize("chunk_size", [None, "dense", 5])
+@pytest.mark.parametrize("batch_negatives", [False, True])
+def test_no_query_has_no_loss(chunk_size: Any, batch_negatives: bool) -> None:
+    criterion = IIVCLLoss(chunk_size=chunk_size, batch_negatives=batch_negatives, num_neighbors=2)
+    query = torch.zeros(0, 5, requires_grad=True)
+    out = criterion(query, query.detach(), filled_queue(7), ids=torch.arange(0))
+    out.loss.backward()
+    assert [value.item() for value in out[:3]] == [0.0, 0.0, 0.0]
+    assert query.grad is not None
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -216,6 +216,15 @@ def test_half_precision_queries_are_taken() -> None:
     assert found.indices.flatten().tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("length", [1e-300, 1e-60, 1e60, 1e300])
+def test_float64_rows_of_any_finite_length_are_taken(length: float) -> None:
+    queue = NNSupportQueue(3, 2, check_finite=True)
+    queue.enqueue(torch.eye(2, dtype=torch.float64) * length)
+    assert torch.equal(queue.keys[:2], torch.eye(2))
+    found = queue.nearest(torch.tensor([[0.0, length]], dtype=torch.float64), 1)
+    assert (found.indices.item(), found.similarity.item(), found.valid.item()) == (1, 1.0, True)
+
+
 def test_half_of_the_parent_keeps_ids_and_precision() -> None:
     queue = NNSupportQueue(4, 2)
     queue.enqueue(torch.tensor([[1.0, 3.0]]), torch.tensor([2**40 + 1]))

@@ -87,6 +87,8 @@ def extract_features(
         for module, training in modes:
             module.training = training
 
+    if len(counts := {len(batch) for batch in batches}) > 1:
+        raise ValueError(f"`loader` must give elements of one length; got {sorted(counts)}")
     columns = [torch.cat(column) for column in zip(*batches, strict=True)]
     if distributed == "gather":
         columns = _gather(columns, device)
@@ -133,6 +135,8 @@ def _video_features(model: nn.Module, clips: Tensor) -> Tensor:
     clips = clips if clips.ndim == 6 else clips[:, None]
     videos, views = clips.shape[:2]
     features: Tensor = model(clips.flatten(0, 1))  # (B * V, D)
+    if not isinstance(features, Tensor):
+        raise ValueError(f"`model` must give a tensor (B, D); got {type(features).__name__}")
     if features.ndim != 2 or len(features) != videos * views:
         raise ValueError(
             f"`model` must map clips (B, C, T, H, W) to features (B, D); "
@@ -143,10 +147,20 @@ def _video_features(model: nn.Module, clips: Tensor) -> Tensor:
 
 def _check_element(element: Sequence[Tensor]) -> Sequence[Tensor]:
     fits = len(element) in (2, 3, 4) and all(isinstance(part, Tensor) for part in element)
-    if not fits or element[0].ndim not in (5, 6):
+    if not fits or element[0].ndim not in (5, 6) or not all(map(_is_integers, element[1:])):
         kinds = [tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__ for e in element]
         raise ValueError(
             "`loader` must give (clips, index), (clips, index, label) or (clips, index, label, id) "
             f"with clips (B, V, C, T, H, W) or (B, C, T, H, W), the others (B,); got {kinds}"
         )
+    lengths = [len(part) for part in element]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "`loader` must give one index, label and id for each of the B videos, whose clips are "
+            f"(B, V, C, T, H, W) where a video has several; got {lengths} rows"
+        )
     return element
+
+
+def _is_integers(part: Tensor) -> bool:
+    return part.ndim == 1 and not part.is_floating_point() and part.dtype != torch.bool

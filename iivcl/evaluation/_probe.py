@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iivcl._checks import check_at_least, check_embeddings, check_within
+from iivcl._precision import without_autocast
 from iivcl.evaluation._rows import Average, check_ks, mean_at, rows_that_count
 
 __all__ = ["confusion_matrix", "fit_linear_probe", "topk_accuracy"]
 
 
+@torch.inference_mode(False)  # whose tensors could not be trained
 def fit_linear_probe(
     features: Tensor,
     labels: Tensor,
@@ -70,8 +72,8 @@ def fit_linear_probe(
     # A feature that is constant but for rounding is left at about 0, not blown up to unit size.
     std = torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))
     z = (features / largest - mean) / std
-    probe = nn.Linear(features.shape[1], num_classes, device="meta")  # draws nothing
-    probe = probe.to_empty(device=features.device)
+    probe = nn.Linear(features.shape[1], num_classes, dtype=torch.float32, device="meta")
+    probe = probe.to_empty(device=features.device)  # which draws nothing
     weight, bias = nn.init.zeros_(probe.weight), nn.init.zeros_(probe.bias)
     optimizer = torch.optim.LBFGS(
         probe.parameters(),
@@ -87,9 +89,11 @@ def fit_linear_probe(
         weight.grad, bias.grad = torch.autograd.grad(loss, (weight, bias))
         return loss
 
-    with torch.enable_grad():
+    # Autocast would keep its first copy of the weights for all steps.
+    with torch.enable_grad(), without_autocast(z):
         optimizer.step(objective)  # type: ignore[no-untyped-call]
-    with torch.no_grad():  # W (x - mean) / std + b = (W / std) x + (b - (W / std) mean)
+    with torch.no_grad(), without_autocast(z):
+        # W (x - mean) / std + b = (W / std) x + (b - (W / std) mean)
         bias.sub_((weight / std) @ mean)
         weight.div_(std).div_(largest)
     return probe.requires_grad_(False)

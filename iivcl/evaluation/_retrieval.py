@@ -189,7 +189,9 @@ def _rank(query: Side, gallery: Side) -> Iterator[Tensor]:
     columns = (torch.split(column, rows) for column in (query.unit, query.labels, query.places))
     for unit, labels, places in zip(*columns, strict=True):
         with full_float32(unit):
-            similarity = unit @ gallery.unit.T  # (n, M)
+            # The product of a single row adds up in another order for some of the columns.
+            pair = unit if len(unit) > 1 else unit.expand(2, -1)
+            similarity = (pair @ gallery.unit.T)[: len(unit)]  # (n, M)
         if gallery.leave_one_out:  # the query itself comes last, and is cut off
             similarity.masked_fill_(places[:, None] == gallery.places, -torch.inf)
         order = similarity.argsort(dim=1, descending=True, stable=True)
@@ -206,5 +208,5 @@ def _precisions(relevant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (
         precision.sum(dim=1) / R,
         (precision * within).sum(dim=1) / R,
-        (relevant & within).sum(dim=1) / R,
+        (relevant & within).sum(dim=1).double() / R,
     )

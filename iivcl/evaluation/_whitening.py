@@ -74,8 +74,8 @@ def fit_whitening(features: Tensor, *, shrinkage: float = 0.1) -> nn.Linear:
             f"{directions} directions; got {shrinkage}"
         )
     weight = (axes / variance.sqrt()) @ axes.T  # S^(-1/2), (D, D)
-    whitening = nn.Linear(directions, directions, device="meta")  # draws nothing
-    whitening = whitening.to_empty(device=features.device).requires_grad_(False)
+    whitening = nn.Linear(directions, directions, dtype=torch.float32, device="meta")
+    whitening = whitening.to_empty(device=features.device).requires_grad_(False)  # draws nothing
     whitening.weight.copy_(weight)
     whitening.bias.copy_(-weight @ mean)
     return whitening

@@ -73,7 +73,7 @@ class Queries(NamedTuple):
         by, unit = self.number(), self.unit[:, None]
         along = (unit * slope).sum(2, keepdim=True)
         across = torch.addcmul(slope, unit, along, value=-1)
-        by_query = across.div_((self.length * by)[:, None]).to(self.given.dtype)
+        by_query = across.div_((self.length * by)[:, None])
         by_temperature = along[..., 0].neg().div_(by * by) if by is not self.temperature else None
         return list(_Known.apply(self.given, self.temperature, by_query, by_temperature, *losses))
 
@@ -177,7 +177,7 @@ class _Known(torch.autograd.Function):
         gradients = [None, None]
         if wanted:
             parts = [grad[..., None] * by_query[:, i] for i, grad in wanted]
-            gradients[0] = sum(parts[1:], parts[0])
+            gradients[0] = sum(parts[1:], parts[0]).to(query.dtype)
         if wanted and by_temperature is not None:
             parts = [(grad * by_temperature[:, i]).sum() for i, grad in wanted]
             gradients[1] = sum(parts[1:], parts[0])

@@ -216,7 +216,8 @@ class IIVCLLoss(nn.Module):
         # absent from the second, whose positives are the neighbours.
         shared = neighbor_logits, torch.stack([rest, *levels], 1)
         absent = torch.full_like(clip_logits, NO_LOGIT)
-        logits = torch.cat([clip_logits, *shared, absent, *shared], 1).view(len(keys), 2, -1)
+        both = torch.cat([clip_logits, *shared, absent, *shared], 1)
+        logits = both.view(len(keys), 2, both.shape[1] // 2)
         positive = torch.zeros_like(logits, dtype=torch.bool)
         positive[:, 0, :clips] = True
         positive[:, 1, clips : clips + is_neighbor.shape[1]] = is_neighbor

@@ -16,7 +16,7 @@ from iivcl._checks import (
     check_embeddings,
     check_ids,
     check_same_device,
-    unit_rows,
+    normalize_alike,
 )
 from iivcl.queues._placement import Distribution, Placement
 
@@ -126,7 +126,8 @@ class MoCoQueue(nn.Module):
         Args:
             keys: (B, D) float; normalised here.
             ids: (B,) integer id of the video (or group of videos) of each key. Give them always or
-                never.
+                never, and a video of which nothing is known one of its own: all rows of id -1 are
+                one group as well.
 
         Raises:
             ValueError: A shape or device does not fit, ids are missing or unexpected, or a key is
@@ -140,7 +141,8 @@ class MoCoQueue(nn.Module):
             raise ValueError(f"`keys` must be finite; rows {bad} are not. Nothing was written")
         if self._has_ids is None:
             self._has_ids = ids is not None
-        keys = unit_rows(keys.float())
+        (keys,) = normalize_alike(keys)  # in float64 if they are, whose range is wider
+        keys = keys.float()
         ids = self.ids.new_full(keys.shape[:1], -1) if ids is None else ids.to(torch.int64)
         keys, ids = self.placement.to_write(keys, ids)
         self._write(keys[-self.size :], ids[-self.size :])

@@ -163,7 +163,8 @@ def _split(
 ) -> tuple[Tensor, Tensor]:
     """Split the logits of this process's candidates."""
     absent = ~counted
-    bias, keys = (absent * NO_LOGIT).to(query.dtype), candidates.keys[rows].to(query.dtype)
+    bias = query.new_zeros(absent.shape).masked_fill_(absent, NO_LOGIT)
+    keys = candidates.keys[rows].to(query.dtype)
     logits = torch.baddbmm(bias[:, :, None], keys, query[:, :, None]).squeeze(2)
     rest = without(candidates, rows, absent)
     size = chunk_size or streaming_chunk_size(query)

@@ -28,7 +28,8 @@ class CPUSearch:
         self.query_t = query.T.contiguous()
         rows, self.pairs, ids, query_ids = candidates[1:5]
         self.masked = not (rows is self.pairs is query_ids is None)
-        self.bias = None if rows is None else rows.log()[:, None]  # (M, 1) of the product: 0, -inf
+        # (M, 1) of the product: 0, -inf
+        self.bias = None if rows is None else rows.to(query.dtype).log()[:, None]
         self.halves = None
         if ids is not None and query_ids is not None:
             self.halves = _id_halves(ids), _id_halves(query_ids)
@@ -69,7 +70,9 @@ class CPUSearch:
             blocks = slice(first // block, -(-last // block))
             torch.amax(part.view(-1, block, batch), dim=1, out=maxima[blocks])
         best = maxima.T.contiguous().topk(self.k, sorted=False).indices  # (B, k) blocks
-        numbers = torch.add(torch.arange(block), best[:, :, None], alpha=block).flatten(1)
+        numbers = torch.add(
+            torch.arange(block, device=best.device), best[:, :, None], alpha=block
+        ).flatten(1)
         if step.held == rows:
             similarity = buffer.T.gather(1, numbers)  # (B, k * block)
         else:

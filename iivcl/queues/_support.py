@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iivcl._candidates import Candidates
-from iivcl._checks import check_at_least, check_shape, unit_rows
+from iivcl._checks import check_at_least, check_shape, normalize_alike
 from iivcl.queues._moco import MoCoQueue
 
 __all__ = ["NNSupportQueue", "Neighbors", "agreed"]
@@ -86,7 +86,8 @@ class NNSupportQueue(MoCoQueue):
         check_at_least(1, k=k)
         if k > rows:
             raise ValueError(f"`k` must be in [1, {rows}], the size of the queue; got {k}")
-        return self._nearest(unit_rows(query.float()), k, self.candidates(ids, min_age=min_age))
+        (unit,) = normalize_alike(query)
+        return self._nearest(unit.float(), k, self.candidates(ids, min_age=min_age))
 
     @torch.no_grad()
     def _nearest(self, query: Tensor, k: int, candidates: Candidates) -> Neighbors:
