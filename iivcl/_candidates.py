@@ -181,6 +181,8 @@ class Candidates(NamedTuple):
         check_mask("rows", self.rows, "M", **sizes)
         if self.pairs is not None:
             check_shape("pairs", self.pairs, "B M", **sizes)
+            if self.pairs.dtype != torch.bool and not self.pairs.is_floating_point():
+                raise TypeError(f"`pairs` must be bool or floating-point; got {self.pairs.dtype}")
         if self.ids is not None and self.query_ids is not None:
             check_ids("ids", self.ids, rows, "keys")
             check_ids("query_ids", self.query_ids, query.shape[0], "query")

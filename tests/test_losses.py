@@ -686,6 +686,31 @@ BAD_CALLS: list[tuple[Any, type[Exception], str]] = [
         "`query` must have shape (B, D) with D=4 (from `queue`); got (2, 3)",
     ),
     (
+        lambda: IIVCLLoss()(Q, Q, NNSupportQueue(8, 4), inter=(Q, Q)),  # type: ignore[arg-type]
+        ValueError,
+        "`inter` must be a query, a key and a queue; got 2",
+    ),
+    (
+        lambda: IIVCLLoss()(Q, Q, NNSupportQueue(8, 4), inter=(Q[:1], Q[:1], NNSupportQueue(8, 4))),
+        ValueError,
+        "`inter[0]` must have shape (B, D) with B=2 (from `query`); got (1, 4)",
+    ),
+    (
+        lambda: IIVCLLoss()(
+            Q,
+            Q,
+            NNSupportQueue(8, 4),
+            neighbors=(Q, Q.long(), Q > 0),  # type: ignore[arg-type]
+        ),
+        TypeError,
+        "`neighbors` must be Neighbors; got tuple",
+    ),
+    (
+        lambda: Candidates(K, pairs=MASK.int()).log_sum_exp(Q),
+        TypeError,
+        "`pairs` must be bool or floating-point; got torch.int32",
+    ),
+    (
         lambda: IIVCLLoss()(Q, Q, MoCoQueue(8, 4)),
         TypeError,
         "the inter queue must be an NNSupportQueue to find neighbours; got MoCoQueue. "

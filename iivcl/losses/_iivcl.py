@@ -40,7 +40,7 @@ class IIVCLOutput(NamedTuple):
         intra: () loss of the other clips of the same video.
         inter: () loss of the neighbour videos; exactly 0, with zero gradient, while no query has a
             valid neighbour.
-        neighbors: Neighbors (B, k) that served as positives of the inter term.
+        neighbors: Neighbors (B, k) that were found for the inter term, or as they were given to it.
     """
 
     loss: Tensor
@@ -150,6 +150,9 @@ class IIVCLLoss(nn.Module):
         """
         given = [(query, check_inputs(query, key, queue, ids), queue)]
         if inter is not None:
+            if len(inter) != 3:
+                raise ValueError(f"`inter` must be a query, a key and a queue; got {len(inter)}")
+            check_shape("inter[0]", inter[0], "B D", B=(len(query), "query"))
             given.append((inter[0], check_inputs(*inter, ids), inter[2]))
         with without_autocast(query):
             heads = [self._head(*each, ids) for each in given]
@@ -282,6 +285,8 @@ def check_inputs(query: Tensor, key: Tensor, queue: MoCoQueue, ids: Tensor | Non
 
 def check_neighbors(found: Neighbors, head: _Head) -> Neighbors:
     """Check neighbours of another lookup: rows that count, each once however often it is named."""
+    if not isinstance(found, Neighbors):
+        raise TypeError(f"`neighbors` must be Neighbors; got {type(found).__name__}")
     indices, batch = found.indices, (len(head.keys), "query")
     check_shape("neighbors.indices", indices, "B k", B=batch)
     check_mask("neighbors.valid", found.valid, "B k", B=batch, k=(indices.shape[1], "indices"))

@@ -190,7 +190,7 @@ class _Ranks:
     def gather_queries(self, candidates: Candidates) -> tuple[Tensor, Candidates]:
         """Gather the queries and their ids."""
         ids = candidates.query_ids
-        ids = None if ids is None else self.gather(ids)
+        ids = None if ids is None else self.gather(ids.to(torch.int64))  # which ranks may not share
         return self.gather(self.query), Candidates(*candidates[:4], ids, *candidates[5:])
 
     def give_back(self, parts: Tensor) -> Tensor:
