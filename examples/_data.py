@@ -145,7 +145,10 @@ def read_videos(data: Path) -> Manifest:
 
 def training_part(videos: Manifest) -> Manifest:
     """Take those to train on where splits are named: what is tested later stays unseen."""
-    return videos.split("train") if "train" in videos.splits else videos
+    names = sorted(set(videos.splits) - {""})
+    if names and "train" not in names:
+        raise ValueError(f"the manifest must name a split 'train' to train on; got {names}")
+    return videos.split("train") if names else videos
 
 
 def read_class(files: dict[str, bytes]) -> int:

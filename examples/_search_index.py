@@ -1,8 +1,8 @@
 """The index of `search_videos.py`: a feature for every window that slides over a video.
 
-Read top to bottom: what is known of a video (`Entry`), how its windows are cut (`Windows`) and
-encoded (`read_entries`), and the file that keeps the entries while size and time of a video stay
-(`update_index`).
+Read top to bottom: what is known of a video (`Entry`), how its windows are cut (`Windows`), read
+(`read_pieces`) and encoded (`read_entries`), and the file that keeps the entries while size and
+time of a video stay (`update_index`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from iivcl import augment
-from iivcl.data import DecodeError, clip_indices, open_video
+from iivcl.data import DecodeError, Video, clip_indices, open_video
 
 PLAIN = 6 / 255  # standard deviation over a frame below which it shows next to nothing
 AT_ONCE = 8  # windows that are decoded and encoded together
@@ -79,10 +79,31 @@ class Windows(IterableDataset):
             indices = clip_indices(first, count, num_frames=frames, stride=stride)  # (n, T)
             end = times[(first + span - 1).clamp(max=count - 1)] + 1 / fps
             seconds = torch.stack([times[first], end], 1)  # (n, 2)
-            for piece in torch.arange(len(first)).split(AT_ONCE):
-                clips = video.read(indices[piece], short_side=round(size * 8 / 7))
-                yield path, (clips, first[piece], seconds[piece])
+            pieces = read_pieces(video, indices, short_side=round(size * 8 / 7))
+            rows = zip(pieces, first.split(AT_ONCE), seconds.split(AT_ONCE), strict=True)
+            yield from ((path, row) for row in rows)
             yield path, float(end[-1])
+
+
+def read_pieces(video: Video, indices: Tensor, *, short_side: int) -> Iterator[Tensor]:
+    """Yield the clips (AT_ONCE, 3, T, H, W) of windows (n, T) that overlap, in order.
+
+    Each frame is read once, in order: some files can be decoded in no other.
+    """
+    ahead = indices.unique()
+    held: dict[int, Tensor] = {}  # frames (3, H, W) by their numbers
+    for wanted in indices.split(AT_ONCE):
+        is_next = ahead <= wanted.max()
+        held = {number: frame for number, frame in held.items() if number >= wanted.min()}
+        if is_next.any():
+            [frames] = video.read(ahead[None, is_next], short_side=short_side)  # (3, F, H, W)
+            held |= zip(ahead[is_next].tolist(), frames.unbind(1), strict=True)
+        ahead = ahead[~is_next]
+        if len({frame.shape for frame in held.values()}) == 1:
+            clips = [torch.stack([held[n] for n in window], 1) for window in wanted.tolist()]
+            yield torch.stack(clips)
+        else:  # the size changes on the way
+            yield video.read(wanted, short_side=short_side)
 
 
 @torch.no_grad()

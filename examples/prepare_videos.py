@@ -6,24 +6,27 @@ Decoding a clip then costs a few small frames instead of up to a whole group of 
 mirrors SRC, every video as .mp4, and gets `manifest.csv` (path, label = name of the folder) for
 `iivcl.data.VideoClips`, and `failed.csv` with the files that could not be read and why.
 
-Stop it at any time and start it again: finished files are not redone, and no half file is ever
-seen under its final name. Frames keep their order and their number. A file that cannot be read, or
-that crashes the decoder, does not end the run.
+Stop it at any time and start it again: finished files are not redone, but for those whose source is
+newer, and no half file is ever seen under its final name. Frames keep their order and their number.
+A file that cannot be read, or that crashes the decoder, does not end the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from multiprocessing import parent_process
@@ -33,7 +36,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from iivcl.data import find_videos, open_video
+from iivcl.data import find_videos, open_video, read_manifest
 
 Job = Callable[[], "str | None"]  # gives why it failed, or None
 UNFINISHED = ".unfinished"  # folder in DST of the files being written
@@ -53,13 +56,20 @@ def main() -> int:
         sys.exit(f"{args.src} holds no video files")
     targets = choose_targets(sources, args.src)
     check_targets(targets, args.dst)
+    check_labels(targets)
 
     settings = {"short_side": args.short_side, "gop": args.gop, "crf": args.crf}
     check_settings(args.dst, settings)
+    with the_only_run(args.dst):
+        return prepare_all(sources, targets, settings, args)
+
+
+def prepare_all(
+    sources: list[Path], targets: dict[Path, Path], settings: dict[str, int], args
+) -> int:
     shutil.rmtree(args.dst / UNFINISHED, ignore_errors=True)  # what a killed run left
     (args.dst / UNFINISHED).mkdir()
-
-    todo = [source for source in sources if not (args.dst / targets[source]).exists()]
+    todo = [source for source in sources if not is_finished(source, args.dst / targets[source])]
     print(f"{len(sources)} videos, {len(sources) - len(todo)} of them finished before")
     print(f"writing to {args.dst}")
     jobs = {
@@ -72,11 +82,7 @@ def main() -> int:
     shutil.rmtree(args.dst / UNFINISHED)
 
     finished = [source for source in sources if source not in failed]
-    write_csv(
-        args.dst / "manifest.csv",
-        ["path", "label"],
-        ([targets[s], targets[s].parent.name] for s in finished),
-    )
+    write_manifest(args.dst / "manifest.csv", [targets[source] for source in finished])
     write_csv(args.dst / "failed.csv", ["path", "cause"], sorted(failed.items()))
     for source, cause in sorted(failed.items()):
         print(f"failed: {source}: {cause}")
@@ -124,22 +130,62 @@ def choose_targets(sources: list[Path], src: Path) -> dict[Path, Path]:
         source: Path(str(source.relative_to(src)).encode("utf-8", "backslashreplace").decode())
         for source in sources
     }
-    count = Counter(path.with_suffix(".mp4") for path in relative.values())
-    return {
-        source: path.with_suffix(".mp4")
-        if count[path.with_suffix(".mp4")] == 1
-        else path.with_name(path.name + ".mp4")
-        for source, path in relative.items()
-    }
+    targets = {source: path.with_suffix(".mp4") for source, path in relative.items()}
+    while True:  # a longer name may itself be taken
+        count = Counter(targets.values())
+        longer = {
+            source: relative[source].with_name(relative[source].name + ".mp4")
+            for source, target in targets.items()
+            if count[target] > 1
+        }
+        if longer.items() <= targets.items():
+            return targets
+        targets |= longer
 
 
 def check_targets(targets: dict[Path, Path], dst: Path) -> None:
-    """Refuse to write over a source that a link inside SRC or DST leads to."""
+    """Refuse to write two videos to one file, or over a source that a link leads to."""
+    source_of = {target: source for source, target in targets.items()}
+    for source, target in targets.items():
+        if source_of[target] != source:
+            sys.exit(f"{source} and {source_of[target]} would both be {target}; rename one of them")
     writes = {(dst / target).resolve() for target in targets.values()}
     for source in targets:
         real = source.resolve()
         if real in writes or dst.resolve() in real.parents:
             sys.exit(f"{source} lies in DST {dst} by way of a link; give a DST that is apart")
+
+
+def check_labels(targets: dict[Path, Path]) -> None:
+    """Refuse the name of a folder that the manifest could not have as a label."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_manifest(Path(folder, "manifest.csv"), list(targets.values()))
+        try:
+            read_manifest(Path(folder, "manifest.csv"))
+        except ValueError as error:
+            cause = str(error).partition(": ")[2]
+            sys.exit(f"the folder of a video is its label, and one must be renamed: {cause}")
+
+
+@contextmanager
+def the_only_run(dst: Path):
+    """Refuse to write where another run does; what holds the lock ends with its process."""
+    with (dst / "settings.json").open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another run is writing to {dst}; let it end, or give another folder")
+        except OSError as error:  # a file system without locks
+            print(f"{dst} cannot be locked ({error.strerror}): start no other run on it")
+        yield
+
+
+def is_finished(source: Path, target: Path) -> bool:
+    """Whether a video was written after its source; a copy that keeps an older time counts so."""
+    try:
+        return target.stat().st_mtime >= source.stat().st_mtime
+    except OSError:
+        return False
 
 
 def check_settings(dst: Path, settings: dict[str, int]) -> None:
@@ -183,7 +229,7 @@ def run_all(jobs: dict[Path, Job], at_a_time: int, notes: Path) -> dict[Path, st
             if source in left:
                 done(source, "the process that read it died")
         for note in notes.glob("*.source"):
-            note.unlink()
+            note.unlink(missing_ok=True)
     progress.close()
     return failed
 
@@ -216,7 +262,7 @@ def prepare(
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return cause.removeprefix(f"{source}: ")
     finally:
-        note.unlink()
+        note.unlink(missing_ok=True)
     return None
 
 
@@ -278,9 +324,14 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def write_manifest(path: Path, targets: list[Path]) -> None:
+    write_csv(path, ["path", "label"], ([target, target.parent.name] for target in targets))
+
+
 def write_csv(path: Path, header: list[str], rows) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerow(header)
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)  # spaces are kept within quotes
 
 
 if __name__ == "__main__":

@@ -47,6 +47,18 @@ def test_unreadable_files_are_named_with_the_cause(read, tmp_path: Path) -> None
         assert str(caught.value) == f"<{len(content)} bytes>: {causes[name]}"
 
 
+@pytest.mark.parametrize("name", ["list.txt", "about.nfo"])
+def test_text_is_no_video(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("Run/v_Run_g01_c01.avi 1\n" * 999)
+    message = (
+        f"{tmp_path / name}: it is text, and no video (tty); "
+        "a list of videos is a .csv or .jsonl file, as for `read_manifest`"
+    )
+    for read in (probe, lambda path: read_clips(path, [[0]])):
+        with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
+            read(tmp_path / name)
+
+
 @pytest.mark.parametrize("read", [probe, lambda path: read_clips(path, [[0]])])
 def test_what_is_neither_file_nor_folder_is_not_waited_for(read, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.mp4")

@@ -134,8 +134,16 @@ def test_sampling_and_short_videos(paths: list[Path], tmp_path: Path) -> None:
     for policy, frames in (("loop", [0, 3, 1, 4]), ("clamp", [0, 3, 4, 4])):
         clips, _ = VideoClips(short, replace(RECIPE, short=policy))[0]
         assert read_barcodes(clips).tolist() == [frames] * 2
-    with pytest.raises(ValueError, match="needs frame 9, but the video has 5 frames"):
-        VideoClips(short, replace(RECIPE, short="error"))[0]
+    message = (
+        f"{short[0]}: a clip of 4 frames at stride 3 needs frame 9, but the video has 5 frames"
+    )
+    strict = replace(RECIPE, short="error")
+    with pytest.raises(DecodeError, match=f"^{re.escape(message)}"):
+        VideoClips(short, strict)[0]
+    skipping = VideoClips([paths[0], *short], strict, on_error="skip")
+    assert [indices.tolist() for _, indices in DataLoader(skipping, batch_size=2)] == [[0]]
+    assert [failure.path for failure in skipping.failures()] == [str(short[0])]
+    assert VideoClips([paths[0], *short], strict, on_error="substitute")[1][1] == 0
 
 
 def test_seconds_mean_the_same_at_every_frame_rate(tmp_path: Path) -> None:
@@ -199,7 +207,7 @@ def test_seconds_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
         (1, r"a clip of 4 frames at stride 1\.2 s needs the frame at 3\.600 s, but .* at 3\.340 s"),
     ):
         recipe = ClipRecipe(num_frames=4, stride_seconds=1.2, short="error")
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(DecodeError, match=f"^{re.escape(str(paths[number]))}: {message}"):
             VideoClips(paths, recipe)[number]
     assert VideoClips(paths, replace(recipe, stride_seconds=1.0))[1][0].shape[2] == 4
 
@@ -320,8 +328,41 @@ def test_skip_leaves_videos_out_of_the_batch(broken: list[Path]) -> None:
     assert not dataset[1]
     loader = DataLoader(dataset, batch_size=3, collate_fn=collate_clips)
     assert [indices.tolist() for _, indices in loader] == [[0, 2], [3, 5]]
-    with pytest.raises(DecodeError, match=r"^none of the 1 videos of a batch can be read$"):
+    message = f"none of the 1 videos of a batch can be read: {broken[1]}: the file is empty"
+    with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
         list(DataLoader(dataset, batch_size=1, collate_fn=collate_clips))
+    many = VideoClips([broken[1]] * 5, RECIPE, on_error="skip")
+    message = (
+        f"none of the 5 videos of a batch can be read: {f'{broken[1]}: the file is empty; ' * 3}..."
+    )
+    with pytest.raises(DecodeError, match=f"^{re.escape(message)}$"):
+        list(DataLoader(many, batch_size=5))
+
+
+def refuse(clips: torch.Tensor) -> None:
+    raise KeyError("cls")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("on_error", ["raise", "skip", "substitute"])
+def test_error_of_a_transform_names_the_video(
+    on_error: str, num_workers: int, paths: list[Path]
+) -> None:
+    dataset = VideoClips(paths[:1], RECIPE, transform=refuse, on_error=on_error)
+    message = re.escape(f"{paths[0]}: KeyError: 'cls'")
+    with pytest.raises(RuntimeError, match=message) as caught:
+        next(iter(DataLoader(dataset, num_workers=num_workers)))
+    assert not isinstance(caught.value, DecodeError)
+    assert not dataset.failures()
+
+
+@pytest.mark.parametrize("start", [-1, 0.5])
+def test_sampling_that_gives_no_frames_names_the_video(start: float, paths: list[Path]) -> None:
+    for recipe in (RECIPE, ClipRecipe(num_frames=2, stride_seconds=0.1)):
+        recipe = replace(recipe, sampling=lambda *_, **__: torch.tensor([start]))
+        message = re.escape(f"{paths[0]}: ") + r"(Value|Type)Error: `starts` must be "
+        with pytest.raises(RuntimeError, match=f"^{message}"):
+            VideoClips(paths, recipe, on_error="skip")[0]
 
 
 def test_set_of_nothing_but_bad_files_ends(tmp_path: Path) -> None:

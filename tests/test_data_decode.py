@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -24,6 +25,7 @@ from videos import (
 from iivcl.data import (
     _index,
     _stream,
+    open_video,
     probe,
     read_clips,
 )
@@ -146,6 +148,38 @@ def test_decoding_begins_at_the_nearest_keyframe(
     assert (len(decoded) < 10) == name.startswith(("h264", "hevc"))
 
 
+@pytest.mark.parametrize("name", ["wmv.wmv", "mpeg2.mpg", "divx.avi", "vp8.webm", "joined.ts"])
+def test_reading_forward_decodes_no_frame_again(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def counted(reader, original=_stream.Stream._decode_from_start):
+        for number, frame in original(reader):
+            decoded.append(number)
+            yield number, frame
+
+    monkeypatch.setattr(_stream.Stream, "_decode_from_start", counted)
+    codec, arguments = FILES[name.replace("joined", "h264")]
+    path = write_video(folder / f"forward {name}", 40, codec=codec, **arguments)
+    if name == "joined.ts":
+        path.write_bytes(path.read_bytes() * 2)
+    with open_video(path) as video:
+        count = video.num_frames
+        whole = video.read([list(range(count))])[0]
+        assert decoded == [*range(count)] * 2
+        decoded.clear()
+        for start in range(0, count - 4, 6):  # with gaps
+            assert video.read([[start, start + 3]]).equal(whole[None, :, start : start + 4 : 3])
+        assert decoded == [*range(decoded[-1] + 1)]
+        for frames in ([count - 1], [count - 1], [2, 5], [4], [5], [count - 1]):  # and back
+            assert video.read([frames]).equal(whole[None, :, frames])
+        with pytest.raises(ValueError, match=f"^`indices` must be below {count}"):
+            video.read([[count]])
+        assert video.size == (48, 96)
+        assert video.read([[7]]).equal(whole[None, :, [7]])
+
+
 def test_packed_divx_whose_pts_run_backwards(folder: Path) -> None:
     path = write_packed_divx(folder / "packed.avi")
     with av.open(str(path)) as container:
@@ -252,6 +286,45 @@ def test_size_that_changes_on_the_way(folder: Path) -> None:
     clips = read_clips(path, [[2, 15]])
     assert clips.shape == (1, 3, 2, 48, 96)
     assert read_barcodes(clips).tolist() == [[2, 5]]
+
+
+@pytest.mark.parametrize("gap", [None, 0.513, 1.18])
+@pytest.mark.parametrize(
+    ("codec", "bf", "fps"),
+    [
+        ("libx264", ("0", "2"), (Fraction(25), Fraction(30000, 1001))),
+        ("libx264", ("2", "0"), (Fraction(25), Fraction(25))),
+        ("mpeg2video", ("2", "0"), (Fraction(25), Fraction(25))),
+    ],
+)
+def test_recordings_joined_byte_by_byte(
+    codec: str, bf: tuple[str, str], fps: tuple[Fraction, Fraction], gap: float | None, folder: Path
+) -> None:
+    """The times of the second begin anew, or within those of the first; what decodes counts."""
+    path = folder / "joined.ts"
+    path.unlink(missing_ok=True)
+    for part in (0, 1):
+        shots = [barcode(number) for number in range(30 * part, 30 * part + 30)]
+        options = {"bf": bf[part], "g": "10"}
+        one = write_video(
+            folder / "one.ts", codec=codec, fps=fps[part], frames=shots, options=options
+        )
+        late = int((gap or 0) * part * 90_000)
+
+        def move(number: int, packet: av.Packet, late: int = late) -> av.Packet:
+            packet.pts, packet.dts = packet.pts + late, packet.dts + late
+            return packet
+
+        moved = remux(one, folder / "moved.ts", move, mpegts_copyts="1")
+        with path.open("ab") as joined:
+            joined.write(moved.read_bytes())
+    with av.open(str(path)) as container:
+        whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    shown = read_barcodes(torch.from_numpy(np.stack(whole)).movedim(-1, 0)[None])[0].tolist()
+    assert probe(path).num_frames == len(shown) >= 58
+    assert read_barcodes(read_clips(path, [list(range(len(shown)))])).tolist() == [shown]
+    for number in range(0, len(shown), 3):
+        assert read_barcodes(read_clips(path, [[number]])).item() == shown[number]
 
 
 @pytest.mark.parametrize("full_range", [False, True])

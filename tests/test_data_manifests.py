@@ -208,12 +208,38 @@ def test_splits_of_a_manifest_keep_labels_classes_and_ids(tmp_path: Path) -> Non
             manifest_of([0, 1, 1], ["train", "train", "test"]).split(name)
 
 
+def test_part_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the examples take it: what is called otherwise is not trained on by mistake."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    from _data import training_part
+
+    assert training_part(manifest_of([0, 1, 2], ["train", "", "test"])).paths == ["0.mp4"]
+    for whole in (manifest_of([0, 1]), manifest_of([0, 1], ["", ""])):
+        assert training_part(whole) is whole
+    message = "the manifest must name a split 'train' to train on; got ['Train', 'validation']"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        training_part(manifest_of([0, 1, 2], ["validation", "Train", ""]))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.csv", "path,label\n/a,1\n,2\n", "line 3: a video needs a `path`"),
         ("a.csv", "/a\n/b\n", "line 1: the header must name a column `path`; got ['/a']"),
-        ("a.csv", "", "line 1: the header must name a column `path`; got None"),
+        ("a.csv", "", "line 1: the header must name a column `path`; got []"),
+        (
+            "a.csv",
+            "path,label,fps, label\n/a,run,25,jump\n",
+            "line 1: the header names ['label'] more than once",
+        ),
+        ("a.csv", "path,Label\n/a,run\n", "line 1: 'Label' must be written 'label'"),
+        ("a.csv", "path,label,GROUP \n/a,run,1\n", "line 1: 'GROUP' must be written 'group'"),
+        (
+            "a.jsonl",
+            '{"path": "/a"}\n{"path": "/b", "Split": "x"}',
+            "line 2: 'Split' must be written 'split'",
+        ),
+        ("a.jsonl", '{"path": "/a", "label ": 1}', "line 1: 'label ' must be written 'label'"),
         ("a.csv", "path\n", "lists no videos"),
         (
             "a.csv",
@@ -238,6 +264,57 @@ def test_errors_of_a_manifest_give_the_line(
     file.write_text(text)
     with pytest.raises(ValueError, match=f"^{re.escape(str(file))}(, |: ){re.escape(message)}"):
         read_manifest(file)
+
+
+def test_spaces_belong_to_a_path_and_not_to_the_name_of_a_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        'label ,\tgroup , path \nrun,1, /a.mp4\njump,1," /b.mp4 "\nrun,2,/c .mp4\n'
+    )
+    manifest = read_manifest(tmp_path / "a.csv")
+    assert manifest.paths == ["/a.mp4", f"{tmp_path}/ /b.mp4 ", "/c .mp4"]
+    assert manifest.labels.tolist() == [1, 0, 1]
+    assert manifest.ids.tolist() == [0, 0, 1]
+    (tmp_path / "a.jsonl").write_text('{"path": " b.mp4 "}')
+    assert read_manifest(tmp_path / "a.jsonl").paths == [f"{tmp_path}/ b.mp4 "]
+
+
+THREE = Manifest(["0", "1", "2"], torch.arange(3), torch.arange(3), [])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"labels": torch.tensor([0, 1])},
+            ValueError,
+            "`labels` must have shape (N,) with N=3 (from `paths`); got (2,)",
+        ),
+        (
+            {"ids": torch.arange(4)},
+            ValueError,
+            "`ids` must have shape (N,) with N=3 (from `paths`); got (4,)",
+        ),
+        ({"labels": [0, 1, 2]}, TypeError, "`labels` must be a tensor of shape (N,); got list"),
+        ({"labels": torch.zeros(3)}, TypeError, "`labels` must be int64; got torch.float32"),
+        ({"ids": torch.arange(3).int()}, TypeError, "`ids` must be int64; got torch.int32"),
+        (
+            {"splits": ["train"]},
+            ValueError,
+            "`splits` must have an entry for each of the 3 `paths`, or none; got 1",
+        ),
+    ],
+)
+def test_manifest_that_does_not_say_of_each_video_what_it_says(
+    change: dict, error: type, message: str
+) -> None:
+    manifest = THREE._replace(**change)
+    for use in (
+        lambda: VideoClips(manifest, CLIP),
+        lambda: manifest.split("train"),
+        lambda: manifest.hold_out(0.4),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(message)}"):
+            use()
 
 
 def test_manifest_of_another_kind(tmp_path: Path) -> None:
@@ -318,6 +395,14 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         VideoClips(tmp_path, CLIP)
     with pytest.raises(ValueError, match=r"^`videos`: there are no videos$"):
         VideoClips([], CLIP)
+    for videos, kind in (
+        ([None], "NoneType"),
+        (["a.mp4", 1], "int"),
+        (5, "int"),
+        ([("a", 1)], "tuple"),
+    ):
+        with pytest.raises(TypeError, match=f"^`videos` must be paths or a Manifest; got {kind}$"):
+            VideoClips(videos, CLIP)
 
 
 def test_ucf101_split(tmp_path: Path) -> None:
@@ -421,6 +506,23 @@ def test_ssv2_split(tmp_path: Path) -> None:
     labels.write_text('{"Moving something up": "0"}')
     with pytest.raises(ValueError, match=r"train.json, entry 0: 'Holding something next to"):
         read_ssv2_split(train, "/ssv2", labels_file=labels)
+    for numbers, missing in (("3, 5", 0), ("1, 2", 0), ("0, 2", 1), ("0, 0", 1), ("0, null", 1)):
+        first, second = numbers.split(", ")
+        labels.write_text(f'{{"Moving something up": {first}, "Holding something": {second}}}')
+        message = f"{labels}: numbers must go from 0 on; no class has {missing}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            read_ssv2_split(train, "/ssv2", labels_file=labels)
+    labels.write_text("[]")
+    with pytest.raises(ValueError, match=r"labels.json: needs an object of classes and their num"):
+        read_ssv2_split(train, "/ssv2", labels_file=labels)
+    for entry, wanted in (
+        ('{"id": "1", "template": null}', "a text `template`"),
+        ('{"id": null, "template": "a"}', "`id`"),
+    ):
+        test.write_text(f"[{entry}]")
+        message = re.escape(f"{test}, entry 0: needs {wanted}; got {{")
+        with pytest.raises(ValueError, match=f"^{message}"):
+            read_ssv2_split(test, "/ssv2")
 
 
 def test_diving48_split(tmp_path: Path) -> None:

@@ -14,11 +14,14 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from videos import read_barcodes, remux, rotate, set_matrix, write_dropped_frames, write_video
 
 from iivcl.data import (
     ClipRecipe,
     VideoClips,
+    _stream,
     find_videos,
     open_video,
     probe,
@@ -122,6 +125,67 @@ def test_prepared_videos_are_shown_as_before(tmp_path: Path) -> None:
             assert error.abs().mean() < 4, path
 
 
+def test_names_of_every_kind_come_back_from_the_manifest(tmp_path: Path) -> None:
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    names = (" lead.mp4", "trail .mp4", " class /a.mp4", '"b", c.mp4', "d\ne.mp4", "f.avi.mp4")
+    for number, name in enumerate(names):
+        write_video(src / name, 4 + number)
+    write_video(src / "f.mov", 20)
+    write_video(src / "f.avi", 21)
+    done = prepare(src, dst, "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(dst / "manifest.csv")
+    lengths = {str(Path(path).relative_to(dst)): probe(path).num_frames for path in manifest.paths}
+    assert lengths == {
+        **{name: 4 + number for number, name in enumerate(names[:-1])},
+        **{"f.avi.mp4.mp4": 9, "f.mov.mp4": 20, "f.avi.mp4": 21},
+    }
+
+    # A source that was replaced is read again, and no other.
+    before = {path: path.stat().st_mtime_ns for path in dst.rglob("*.mp4")}
+    write_video(src / " lead.mp4", 30)
+    os.utime(src / "trail .mp4", (1, 1))
+    again = prepare(src, dst, "--jobs", 2)
+    assert "8 videos, 7 of them finished before" in again.stdout
+    assert probe(dst / " lead.mp4").num_frames == 30
+    changed = [path for path in before if path.stat().st_mtime_ns != before[path]]
+    assert changed == [dst / " lead.mp4"]
+
+
+@given(st.sets(st.from_regex(r"[ab](\.(avi|mov|mp4)){1,3}", fullmatch=True)))
+def test_every_source_has_a_target_of_its_own(names: set[str]) -> None:
+    choose_targets = runpy.run_path(str(SCRIPT), run_name="script")["choose_targets"]
+    targets = choose_targets([Path("src", name) for name in sorted(names)], Path("src"))
+    assert len(set(targets.values())) == len(targets) == len(names)
+    for source, target in targets.items():
+        assert target.name in (source.with_suffix(".mp4").name, f"{source.name}.mp4")
+        if len({name.rpartition(".")[0] for name in names}) == len(names):
+            assert target.name == source.with_suffix(".mp4").name
+
+
+@pytest.mark.parametrize("name", ["a.wmv", "a.mpg"])
+def test_what_decodes_forward_only_is_decoded_twice(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to count the frames, and once to encode them in many pieces."""
+    codec = "wmv2" if name == "a.wmv" else "mpeg2video"
+    path, decoded = write_video(tmp_path / name, 100, codec=codec), []
+
+    def counted(reader, original=_stream.Stream._decode_from_start):
+        for frame in original(reader):
+            decoded.append(1)
+            yield frame
+
+    monkeypatch.setattr(_stream.Stream, "_decode_from_start", counted)
+    encode = runpy.run_path(str(SCRIPT), run_name="script")["encode"]
+    monkeypatch.setitem(encode.__globals__, "READ_BYTES", 3 * 48 * 96 * 7)
+    encode(path, tmp_path / "out.mp4", short_side=48, gop=8, crf=20)
+    assert read_barcodes(read_clips(tmp_path / "out.mp4", [[*range(100)]])).tolist() == [
+        [*range(100)]
+    ]
+    assert len(decoded) <= 2 * 100 + 1  # and the first, for its size
+
+
 @pytest.mark.slow
 def test_run_killed_midway_goes_on_where_it_was(tmp_path: Path) -> None:
     src, dst = tmp_path / "src", tmp_path / "dst"
@@ -212,6 +276,42 @@ def test_settings_of_one_folder_do_not_mix(tmp_path: Path, monkeypatch: pytest.M
         f"{dst} was begun with {{'short_side': 128, 'gop': 4, 'crf': 20}}; "
         "use these again, or another folder"
     )
+
+
+def test_two_runs_do_not_write_to_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    write_video(src / "a.mp4", 4)
+    being_written = dst / ".unfinished" / "1.mp4"
+    being_written.parent.mkdir(parents=True)
+    being_written.touch()
+    (dst / "settings.json").write_text('{"short_side": 128, "gop": 8, "crf": 20}')
+    the_only_run = runpy.run_path(str(SCRIPT), run_name="script")["the_only_run"]
+    with the_only_run(dst):
+        assert refusal(monkeypatch, src, dst) == (
+            f"another run is writing to {dst}; let it end, or give another folder"
+        )
+    assert being_written.exists()
+    with the_only_run(dst):  # when the first has ended
+        pass
+
+
+def test_what_cannot_be_listed_is_refused_before_it_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    write_video(src / "2024.01" / "a.mp4", 4)
+    assert refusal(monkeypatch, src, dst) == (
+        "the folder of a video is its label, and one must be renamed: `label` must be a name or a "
+        "whole number from 0, -1 where unknown; got '2024.01'"
+    )
+    one, other = src / "\\udcff.mp4", src / os.fsdecode(b"\xff.mp4")
+    for path in (one, other):
+        path.write_bytes(b"")
+    message = refusal(monkeypatch, src, dst)
+    assert message.endswith(r" would both be \udcff.mp4.mp4; rename one of them")
+    assert not dst.exists()
 
 
 def test_source_without_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

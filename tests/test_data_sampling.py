@@ -163,6 +163,9 @@ def test_one_second_is_one_second_at_every_rate() -> None:
             "`power`, `min_gap` and `max_gap` describe the gap of a pair: they need "
             "`clips_per_video` = 2; got 3",
         ),
+        ({"keyframes": []}, "`keyframes` must ascend from 0; got []"),
+        ({"keyframes": [5, 9]}, "`keyframes` must ascend from 0; got [5, 9]"),
+        ({"keyframes": [0, 9, 5]}, "`keyframes` must ascend from 0; got [0, 9, 5]"),
     ],
 )
 def test_arguments_of_the_samplers(arguments: dict, message: str) -> None:
@@ -182,5 +185,11 @@ def test_arguments_of_clip_indices() -> None:
     assert clip_indices(starts, 21, num_frames=4, stride=2, short="error").max() == 20
     with pytest.raises(ValueError, match=r"^`starts` must have shape \(V,\); got \(1, 2\)$"):
         clip_indices(starts[None], 20, num_frames=4)
+    with pytest.raises(ValueError, match=r"^`starts` must be at least 0; got -5$"):
+        clip_indices(torch.tensor([3, -5]), 20, num_frames=4)
+    for wrong in (torch.tensor([0.5]), torch.tensor([True])):
+        with pytest.raises(TypeError, match=rf"^`starts` must be integers; got {wrong.dtype}$"):
+            clip_indices(wrong, 20, num_frames=4)
+    assert clip_indices(starts[:0], 20, num_frames=4).shape == (0, 4)
     with pytest.raises(ValueError, match=r"^`short` must be one of .*; got 'pad'$"):
         clip_indices(starts, 20, num_frames=4, short="pad")

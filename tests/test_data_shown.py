@@ -7,6 +7,7 @@ import re
 import tarfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,7 +17,7 @@ from av.bitstream import BitStreamFilterContext
 from PIL import Image, ImageOps
 from videos import barcode, read_barcodes, remux, rotate, set_matrix, write_video
 
-from iivcl.data import DecodeError, open_video, probe, read_clips
+from iivcl.data import DecodeError, _index, open_video, probe, read_clips
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +217,33 @@ def test_what_is_no_video(video: object, error: type, message: str) -> None:
         open_video(video)
 
 
+def test_text_is_no_binary_file(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", 4)
+    with path.open(encoding="latin-1") as file:
+        message = "`video` must be a path, bytes, a binary file or an array (T, H, W, C); got Text"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}IOWrapper$"):
+            open_video(file)
+
+
+@pytest.mark.parametrize("kept", [0, 2**26])
+@pytest.mark.parametrize("suffix", ["mp4", "wmv", None])
+def test_closed_video_says_so(
+    suffix: str | None, kept: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_index, "_KEPT_BYTES", kept)
+    source: Any = np.zeros((6, 48, 96, 3), np.uint8)
+    if suffix is not None:
+        codec = "wmv2" if suffix == "wmv" else "libx264"
+        source = write_video(folder / f"closed {kept}.{suffix}", 6, codec=codec)
+    video = open_video(source, name="mine")
+    assert video.read([[1]]).shape == (1, 3, 1, 48, 96)
+    video.close()
+    video.close()
+    for use in (lambda: video.read([[3]]), lambda: video.size, lambda: video.info):
+        with pytest.raises(ValueError, match=r"^mine is closed; open it again to read it$"):
+            use()
+
+
 def test_files_beside_the_images_of_macos_are_none(tmp_path: Path) -> None:
     for number in range(3):
         Image.fromarray(barcode(number)).save(tmp_path / f"{number}.jpg")
@@ -241,8 +269,13 @@ def test_picture_that_is_cut_off(kind: str, progressive: bool, tmp_path: Path) -
         path.write_bytes(content[: len(content) // 2] + content[-2:])  # its end is there
         with pytest.raises(DecodeError, match=f"^{re.escape(str(path))}: "):
             read_clips(tmp_path, [[0]])
-    path.write_bytes(content + b"behind the end")
-    assert read_clips(tmp_path, [[0]]).shape == (1, 3, 1, 48, 96)
+    path.write_bytes(content)
+    whole = read_clips(tmp_path, [[0]])
+    # A phone puts a film behind its pictures, in which there may be any bytes.
+    film = np.random.default_rng(1).bytes(2**17)
+    for behind in (b"behind the end", film, film + b"\xff\xda" + film, content[:99], b"\xff\xd9"):
+        path.write_bytes(content + behind)
+        assert read_clips(tmp_path, [[0]]).equal(whole)
 
 
 @pytest.mark.skipif(

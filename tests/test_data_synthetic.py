@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,34 @@ def test_a_complete_set_is_kept_and_another_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make_synthetic_videos(root, 4, num_classes=2)
+
+
+def test_numbers_may_be_of_numpy(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    plain = {"num_classes": 2, "num_frames": 3, "size": 16, "fps": 5, "seed": 4}
+    numpy = {name: np.int64(value) for name, value in plain.items()}
+    paths = make_synthetic_videos(root, np.int32(3), imbalance=np.float32(2), **numpy)
+    assert probe(paths[2]).num_frames == 3
+    assert make_synthetic_videos(root, 3, imbalance=2, **plain) == paths
+
+
+def test_two_that_make_one_set_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, encode = tmp_path / "set", iivcl.data._synthetic._encode
+
+    def be_overtaken(path: Path, *arguments: Any) -> None:
+        monkeypatch.setattr(iivcl.data._synthetic, "_encode", encode)
+        make_synthetic_videos(root, num_videos, num_classes=2)
+        encode(path, *arguments)
+
+    for num_videos in (1, 2):
+        monkeypatch.setattr(iivcl.data._synthetic, "_encode", be_overtaken)
+        if num_videos == 1:
+            assert make_synthetic_videos(root, 1, num_classes=2) == [*root.glob("*/*.mp4")]
+            shutil.rmtree(root)
+        else:  # by a set that is another
+            with pytest.raises(ValueError, match="exists and does not hold this synthetic set"):
+                make_synthetic_videos(root, 1, num_classes=2)
+        assert [path for path in tmp_path.iterdir() if path != root] == []
 
 
 def test_an_interrupted_set_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

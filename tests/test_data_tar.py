@@ -438,6 +438,21 @@ def test_substitutes_come_next_in_the_order(broken: list[Path], video: bytes) ->
     assert len(dataset.failures()) == 11
 
 
+def test_error_of_a_description_names_shard_and_sample(tmp_path: Path, video: bytes) -> None:
+    names = ("0.mp4", "0.cls", "1.mp4", "2.mp4", "2.cls")
+    shard = write_shard(tmp_path / "a.tar", [(name, video) for name in names])
+    dataset = TarClips(
+        shard,
+        RECIPE,
+        batch_size=1,
+        shuffle_buffer=0,
+        describe=lambda files: len(files["cls"]),
+        on_error="skip",
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(f'{shard}/1.mp4: KeyError')}: 'cls'$"):
+        list(dataset)
+
+
 def test_archive_that_vanishes_has_its_error(tmp_path: Path, video: bytes) -> None:
     shard = write_shard(tmp_path / "a.tar", [(f"{i}.mp4", video) for i in range(4)])
     dataset = TarClips(shard, RECIPE, batch_size=1, shuffle_buffer=0, on_error="skip")
@@ -499,6 +514,9 @@ def test_arguments(arguments: dict, message: str, folder: Path) -> None:
 def test_shards_and_starts_that_do_not_exist(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^`shards`: no such file: x\.tar$"):
         TarClips(["x.tar"], RECIPE, batch_size=1)
+    message = f"`shards`: there are no .tar files in {Path(__file__).parent}"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        TarClips(Path(__file__).parent, RECIPE, batch_size=1)
     with pytest.raises(ValueError, match=r"^`start` must be in \[0, 16\]; got 17$"):
         TarClips(folder, RECIPE, batch_size=1).set_epoch(0, start=17)
     with pytest.raises(ValueError, match=r"^`shards`: 0 samples for 1 ranks$"):

@@ -18,9 +18,10 @@ import pytest
 import torch
 from headless import network
 from selenium.webdriver import Chrome
+from videos import read_barcodes, write_video
 
 from iivcl.backbones import slow_resnet
-from iivcl.data import make_synthetic_videos, open_video, read_manifest
+from iivcl.data import _stream, make_synthetic_videos, open_video, read_manifest
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "search_videos.py"
 COPY = "copy <b onclick=x>&amp; \"é'#?%41 of it.mp4"  # of the first video
@@ -119,6 +120,48 @@ def test_windows_slide_over_the_whole_video(searched: Workplace) -> None:
     assert video["duration"] == pytest.approx(52 / 12)
     np.testing.assert_allclose(np.linalg.norm(video["features"], axis=1), 1, rtol=1e-5)
     assert video["plain"].tolist() == [start + 7 <= 28 for start in first]
+
+
+@pytest.mark.parametrize("hop", [None, 0.04, 2])
+@pytest.mark.parametrize(("name", "codec"), [("a.wmv", "wmv2"), ("a.mpg", "mpeg2video")])
+def test_windows_of_a_file_that_decodes_forward_only(
+    name: str, codec: str, hop: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a window shows is right, and no frame is decoded for each window again."""
+    path, decoded = write_video(tmp_path / name, 300, codec=codec), []
+
+    def counted(reader, original=_stream.Stream._decode_from_start):
+        for frame in original(reader):
+            decoded.append(1)
+            yield frame
+
+    monkeypatch.setattr(_stream.Stream, "_decode_from_start", counted)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from _search_index import Windows
+
+    found = list(Windows([str(path)], {"frames": 8, "stride": 4, "hop": hop, "size": 42}))
+    assert len(decoded) <= 2 * 300  # to count them, and to read
+    seconds = found.pop()[1]
+    assert seconds == pytest.approx(12)
+    first = torch.cat([first for _, (_, first, _) in found])
+    clips = torch.cat([clips for _, (clips, _, _) in found])
+    assert first[-1] == 300 - 29
+    assert read_barcodes(clips).equal(first[:, None] + 4 * torch.arange(8))
+
+
+def test_windows_of_a_size_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [write_video(tmp_path / f"{w}.ts", w, height=48, width=w) for w in (60, 132)]
+    path = tmp_path / "changes.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from _search_index import Windows
+
+    found = list(Windows([str(path)], {"frames": 8, "stride": 2, "hop": None, "size": 42}))[:-1]
+    assert {clips.shape[-2:] for _, (clips, *_) in found} == {(48, 60), (48, 132)}
+    with open_video(path) as video:
+        for _, (clips, first, _) in found:
+            wanted = first[:, None] + 2 * torch.arange(8)
+            assert clips.equal(video.read(wanted, short_side=48))
 
 
 def test_only_the_copy_is_a_near_duplicate(searched: Workplace) -> None:

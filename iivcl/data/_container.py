@@ -26,6 +26,8 @@ _TAGS: dict[str, Any] = (
     {"metadata_errors": "ignore"} if hasattr(InputContainer, "metadata_errors") else {}
 )
 
+_TEXT = frozenset({"adf", "bin", "idf", "tty", "xbin"})  # which FFmpeg shows as a screen of letters
+
 
 class DecodeError(RuntimeError):
     """A video cannot be read; the message names the file and the cause.
@@ -83,6 +85,11 @@ def open_container(
         raise DecodeError(f"{name}: the file is empty")
     container = open_input(file)
     try:
+        if container.format.name in _TEXT:
+            raise DecodeError(
+                f"{name}: it is text, and no video ({container.format.name}); a list of videos is "
+                "a .csv or .jsonl file, as for `read_manifest`"
+            )
         return container, _best_stream(container, name, num_threads, approximate)
     except BaseException:
         container.close()

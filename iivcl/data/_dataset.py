@@ -56,7 +56,9 @@ class VideoClips(Dataset[Any]):
 
     Raises:
         FileNotFoundError: The folder or manifest does not exist.
-        ValueError: There are no videos, or an argument is out of range.
+        ValueError: There are no videos, what is said of them is not said of each, or an argument
+            is out of range.
+        RuntimeError: Reading a sample, the transform raised an error; the message names the video.
 
     Example:
         >>> import tempfile
@@ -217,7 +219,10 @@ def _checked(batch: Sequence[Any]) -> list[Any]:
     """Leave out what was skipped, and say what to do about clips that cannot be stacked."""
     samples = [sample for sample in batch if not isinstance(sample, (Skipped, type(None)))]
     if not samples:
-        raise DecodeError(f"none of the {len(batch)} videos of a batch can be read")
+        causes = [one.cause for one in batch if isinstance(one, Skipped) and one.cause]
+        shown = "; ".join([*causes[:3], "..."] if len(causes) > 3 else causes)
+        message = f"none of the {len(batch)} videos of a batch can be read"
+        raise DecodeError(f"{message}: {shown}" if shown else message)
     clips = [sample[0] for sample in samples if isinstance(sample, tuple)]
     shapes = sorted({tuple(one.shape) for one in clips if isinstance(one, Tensor)})
     if len(shapes) > 1:

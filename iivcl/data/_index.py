@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -140,12 +141,17 @@ def index_frames(container: InputContainer, stream: VideoStream) -> FrameIndex |
     keyframes: list[Keyframe] = []  # whose numbers are known when all packets are
     kept: list[Packet[VideoStream]] = []
     size = 0
+    latest = last = -math.inf  # the greatest dts and pts so far
     for packet in container.demux(stream):
         pts, dts = packet.pts, packet.dts
         if dts is None and pts is None and not packet.size:
             continue  # it ends the stream
         if pts is None or pts in durations or packet.size < least_bytes:
             return None
+        # Times that begin anew are of another recording behind the first, as `cat` joins them.
+        if (dts is not None and dts < latest) or (packet.is_keyframe and pts < last):
+            return None
+        latest, last = (latest if dts is None else dts), max(pts, last)
         if packet.is_keyframe:  # MPEG-TS is searched by dts, the others by pts
             seek_time = dts if "mpegts" in formats and dts is not None else pts
             keyframes.append(Keyframe(0, seek_time, len(durations), pts))

@@ -17,7 +17,8 @@ from iivcl.data._index import FrameIndex, Keyframe
 __all__ = ["IndexPlace", "keep_index_of", "recall_index"]
 
 IndexPlace = Literal["memory", "file"]
-_Key = tuple[str, int, int]
+_Key = tuple[str, int, int, int]
+_FORMAT = 2  # of the indices; those of another are not trusted
 _MAX_FRAMES = 2**22  # in memory, of all videos together: 32 MiB
 _MIN_FRAMES = 1000  # fewer are found again in a few milliseconds
 
@@ -45,11 +46,11 @@ def keep_index_of(file: File, index: FrameIndex | None, place: IndexPlace) -> No
 
 
 def _key(file: File) -> _Key | None:
-    """Name the content of a file by its path, size and time; content in memory has no name."""
+    """Name the content of a file by path, size, time and format; content in memory has no name."""
     if not isinstance(file, (str, os.PathLike)):
         return None
     status = os.stat(file)
-    return os.path.abspath(file), status.st_size, status.st_mtime_ns
+    return os.path.abspath(file), status.st_size, status.st_mtime_ns, _FORMAT
 
 
 def _keep_in_memory(key: _Key, index: FrameIndex) -> None:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from iivcl._checks import check_choice, check_number
+from iivcl._checks import check_choice, check_number, check_shape
 from iivcl.data._container import StrPath
 from iivcl.data._find_videos import find_videos
 from iivcl.data._pictures import natural_key
-from iivcl.data._tables import csv_rows, numbered_lines, parse_json
+from iivcl.data._tables import check_keys, csv_rows, numbered_lines, parse_json
 
 __all__ = ["MANIFEST_SUFFIXES", "Manifest", "Row", "as_manifest", "make_manifest", "read_manifest"]
 
@@ -78,6 +78,7 @@ class Manifest(NamedTuple):
             >>> read_manifest(file).split("train").paths
             ['/a.mp4', '/c.mp4']
         """
+        _check(self)
         if not self.splits:
             raise ValueError("the manifest names no splits; `hold_out` parts it at random")
         check_choice("name", name, tuple(sorted(set(self.splits) - {""})))
@@ -111,6 +112,7 @@ class Manifest(NamedTuple):
         Example:
             See `Manifest`.
         """
+        _check(self)
         check_number("share", share)
         if not 0 < share < 1:
             raise ValueError(f"`share` must be in (0, 1); got {share}")
@@ -160,7 +162,7 @@ def read_manifest(path: StrPath) -> Manifest:
     if file.suffix.lower() not in MANIFEST_SUFFIXES:
         raise ValueError(f"`path` must end in .csv or .jsonl; got {os.fspath(path)!r}")
     rows: Iterable[tuple[str, Any]] = (
-        csv_rows(file, "path")
+        csv_rows(file, "path", optional=Row._fields)
         if file.suffix.lower() == ".csv"
         else ((where, parse_json(where, line)) for where, line in numbered_lines(file))
     )
@@ -169,8 +171,9 @@ def read_manifest(path: StrPath) -> Manifest:
         video = row.get("path") if isinstance(row, dict) else None
         if not isinstance(video, str) or not video.strip():
             raise ValueError(f"{where}: a video needs a `path`; got {row!r}")
-        columns = [_text(row, key, where) for key in ("label", "group", "split")]
-        found.append(Row(os.path.join(file.parent, video.strip()), *columns))
+        check_keys(where, row, Row._fields)
+        columns = [_text(row, key, where) for key in Row._fields[1:]]
+        found.append(Row(os.path.join(file.parent, video), *columns))
     if not found:
         raise ValueError(f"{file}: lists no videos")
     return make_manifest(found)
@@ -214,10 +217,33 @@ def as_manifest(videos: StrPath | Sequence[StrPath] | Manifest) -> tuple[Manifes
         else:
             listed = os.fspath(videos).lower().endswith(MANIFEST_SUFFIXES)
             videos = read_manifest(videos) if listed else [videos]
-    manifest = videos if isinstance(videos, Manifest) else make_manifest(map(Row, videos))
+    if isinstance(videos, Manifest):
+        manifest = videos
+    else:
+        paths = list(videos) if isinstance(videos, Iterable) else [videos]
+        for path in paths:
+            if not isinstance(path, (str, os.PathLike)):
+                raise TypeError(f"`videos` must be paths or a Manifest; got {type(path).__name__}")
+        manifest = make_manifest(map(Row, paths))
     if not manifest.paths:
         raise ValueError(f"`videos`: there are no videos{where}")
+    _check(manifest)
     return manifest, manifest is videos
+
+
+def _check(manifest: Manifest) -> None:
+    """Check that what is said of the videos is said of each."""
+    count = len(manifest.paths)
+    for name in ("labels", "ids"):
+        numbers = getattr(manifest, name)
+        check_shape(name, numbers, "N", N=(count, "paths"))
+        if numbers.dtype != torch.int64:
+            raise TypeError(f"`{name}` must be int64; got {numbers.dtype}")
+    if len(manifest.splits) not in (0, count):
+        raise ValueError(
+            f"`splits` must have an entry for each of the {count} `paths`, or none; "
+            f"got {len(manifest.splits)}"
+        )
 
 
 def _subset(manifest: Manifest, mask: Tensor) -> Manifest:

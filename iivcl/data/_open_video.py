@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from typing import get_args
@@ -70,7 +71,7 @@ def open_video(
         return open_array(np.asarray(video.cpu() if isinstance(video, Tensor) else video), name)
     if isinstance(video, bytes):
         name = name or f"<{len(video)} bytes>"
-    elif hasattr(video, "seek"):
+    elif hasattr(video, "seek") and not isinstance(video, io.TextIOBase):
         name = name or str(getattr(video, "name", "<file>"))
     elif isinstance(video, (str, os.PathLike)):
         name = name or os.fspath(video)

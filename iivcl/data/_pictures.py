@@ -47,9 +47,6 @@ class Pictures(Video):
     def _frames(self, wanted: Sequence[int]) -> Iterator[Picture]:
         return (self._decode(self._items[number]) for number in wanted)
 
-    def close(self) -> None:
-        pass
-
 
 def open_array(array: npt.NDArray[np.uint8], name: str | None) -> Video:
     """Open an array (T, H, W, C) uint8, RGB."""
@@ -81,16 +78,20 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     return [*key, (-1, name)]
 
 
-# Markers of JPEG, which its data cannot contain: the beginning of the last scan, the end of all.
-_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_JPEG = b"\xff\xd8"
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # but those within a scan
+_JPEG_END = b"\xd9"
 
 
 def _decode_image(path: str) -> Picture:
     with decode_errors(path):
         with open(path, "rb") as file:
             content = file.read()
-        if content.startswith(_JPEG) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
-            raise DecodeError(f"{path}: the image is cut off")
+        if content.startswith(_JPEG):
+            end = _jpeg_end(content)
+            if end is None:
+                raise DecodeError(f"{path}: the image is cut off")
+            content = content[:end]
         # From memory, so that neither a "%" in the name nor a wrong suffix means anything.
         with open_input(io.BytesIO(content)) as container:
             stream = container.streams.video[0]
@@ -99,6 +100,16 @@ def _decode_image(path: str) -> Picture:
     if frame is None:
         raise DecodeError(f"{path}: the image is empty")
     return frame, _exif_orientation(content)
+
+
+def _jpeg_end(content: bytes) -> int | None:
+    """Find where the image ends; phones put a film behind it."""
+    place = len(_JPEG)
+    while marker := _JPEG_MARKER.search(content, place):
+        if marker[1] == _JPEG_END:
+            return marker.end()
+        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+    return None
 
 
 def _exif_orientation(image: bytes) -> int:

@@ -47,10 +47,15 @@ class Shared:
 
 
 class Skipped(Sequence[Any]):
-    """What stands for a sample that cannot be read: false, and only `collate_clips` takes it."""
+    """What stands for a sample that cannot be read: false, and only `collate_clips` takes it.
 
-    def __init__(self, items: Iterable[Any] = ()) -> None:
+    Attributes:
+        cause: What is wrong, with the name of the file.
+    """
+
+    def __init__(self, items: Iterable[Any] = (), cause: str = "") -> None:
         """Loaders without batches make copies, as of any sequence."""
+        self.cause = cause
 
     def __bool__(self) -> bool:
         return False
@@ -105,9 +110,12 @@ class Readings:
             except DecodeError as error:
                 self.record(index, path, str(error))
                 last = error
-        if self._on_error == "skip":
-            return Skipped()
+            except Exception as error:  # of the user's own functions: no file is to blame
+                message = f"{path}: {type(error).__name__}: {error}"
+                raise RuntimeError(message) from error
         assert last is not None  # there is at least one sample to try
+        if self._on_error == "skip":
+            return Skipped(cause=str(last))
         raise last
 
     def record(self, index: int, path: str, cause: str) -> None:

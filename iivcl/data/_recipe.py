@@ -19,6 +19,7 @@ from iivcl.data._index_cache import IndexPlace
 from iivcl.data._sampling import (
     ShortPolicy,
     check_clip,
+    check_starts,
     clip_indices,
     clip_indices_in_time,
     last_not_behind,
@@ -47,7 +48,8 @@ class ClipRecipe:
             back to keyframes, which decodes faster and varies less; ``"uniform"`` for starts
             spread evenly over the video, as in evaluation; or a function with the arguments of
             `random_clip_starts`, such as ``functools.partial(random_clip_starts, power=2.0)``.
-        short: What fills a clip of a video that is too short, as in `clip_indices`.
+        short: What fills a clip of a video that is too short, as in `clip_indices`; with
+            ``"error"`` it counts as one that cannot be read.
         short_side: Scale to this many pixels on the shorter side while decoding, or None.
         pixels: ``"stored"``, or ``"square"`` as in `read_clips`.
         approximate: Decode faster and not exactly, as in `read_clips`.
@@ -100,8 +102,9 @@ class ClipRecipe:
             (V, T) int64, each in [0, ``video.num_frames``).
 
         Raises:
-            DecodeError: ``stride_seconds`` is given, and the video does not tell its rate.
-            ValueError: ``short="error"`` and a clip does not fit.
+            DecodeError: ``short="error"`` and a clip does not fit; or ``stride_seconds`` is given,
+                and the video does not tell its rate.
+            ValueError: ``sampling`` gives starts below 0.
         """
         clip: dict[str, Any] = {"num_frames": self.num_frames, "stride": self.stride}
         if self.stride_seconds is not None:
@@ -117,15 +120,20 @@ class ClipRecipe:
         else:
             draw = self.sampling if callable(self.sampling) else random_clip_starts
             starts = draw(n, clips_per_video=self.clips_per_video, generator=generator, **clip)
+        check_starts(starts)
         if in_time := self.stride_seconds is not None and not video.constant_rate:
             # They are those of a steady video of the same length: what is shown then here.
             starts = last_not_behind(video.times, starts / video.fps)
             clip["stride"] = self.stride_seconds
         if self.sampling == "keyframes":
             starts = move_to_keyframes(starts, video.keyframes)
-        if in_time:
-            return clip_indices_in_time(starts, video.times, video.fps, short=self.short, **clip)
-        return clip_indices(starts, n, short=self.short, **clip)
+        try:
+            if in_time:
+                times, fps = video.times, video.fps
+                return clip_indices_in_time(starts, times, fps, short=self.short, **clip)
+            return clip_indices(starts, n, short=self.short, **clip)
+        except ValueError as error:  # it is too short
+            raise DecodeError(f"{video.name}: {error}") from error
 
     def read(self, video: Video, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the clips of one video, and read them.

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from iivcl._checks import check_at_least, check_choice, check_positive, check_shape
 
-__all__ = ["ShortPolicy", "check_clip", "clip_indices", "clip_indices_in_time"]
-__all__ += ["last_not_behind", "move_to_keyframes", "random_clip_starts", "uniform_clip_starts"]
+__all__ = ["ShortPolicy", "check_clip", "check_numbers", "check_starts", "clip_indices"]
+__all__ += ["clip_indices_in_time", "last_not_behind", "move_to_keyframes"]
+__all__ += ["random_clip_starts", "uniform_clip_starts"]
 
 ShortPolicy = Literal["loop", "clamp", "mirror", "error"]
 
@@ -138,7 +139,7 @@ def clip_indices(
     """Turn clip starts into frame indices: ``start + floor(t * stride + 1/2)``.
 
     Args:
-        starts: (V,) int64 first frames.
+        starts: (V,) integers from 0, the first frames.
         video_frames: Frames in the video.
         num_frames: T, frames per clip.
         stride: Frames from one frame of a clip to the next; may be fractional, such as
@@ -158,7 +159,7 @@ def clip_indices(
         tensor([[0, 2, 3, 5],
                 [3, 5, 5, 5]])
     """
-    check_shape("starts", starts, "V")
+    check_starts(starts)
     check_choice("short", short, get_args(ShortPolicy))
     _num_starts(video_frames, num_frames, stride, 1)
     indices = starts[:, None] + _offsets(num_frames, stride)  # (V, T)
@@ -194,6 +195,8 @@ def clip_indices_in_time(
 def move_to_keyframes(starts: Tensor, keyframes: Sequence[int]) -> Tensor:
     """Move each start to the last keyframe that is not behind it."""
     places = torch.as_tensor(keyframes, device="cpu")
+    if not len(places) or places[0] != 0 or (places.diff() < 0).any():
+        raise ValueError(f"`keyframes` must ascend from 0; got {places[:9].tolist()}")
     return places[last_not_behind(places, starts)]
 
 
@@ -210,6 +213,20 @@ def _fold(places: Tensor, length: float, last: float, short: ShortPolicy) -> Ten
         places = places % (2 * last or 1)  # one way and back
         return torch.minimum(places, 2 * last - places)
     return places.clamp(max=last)
+
+
+def check_numbers(name: str, numbers: Tensor) -> None:
+    """Check that frames are given by their numbers, integers from 0."""
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"`{name}` must be integers; got {numbers.dtype}")
+    if numbers.numel():
+        check_at_least(0, **{name: int(numbers.min())})
+
+
+def check_starts(starts: Tensor) -> None:
+    """Check the first frames (V,) of clips."""
+    check_shape("starts", starts, "V")
+    check_numbers("starts", starts)
 
 
 def check_clip(num_frames: int, clips_per_video: int, **stride: float) -> None:

@@ -177,7 +177,9 @@ def read_kinetics_split(
     """
     check_choice("missing", missing, ("raise", "drop"))
     rows, labels = [], []
-    for where, entry in csv_rows(Path(csv_file), "youtube_id", "time_start", "time_end"):
+    for where, entry in csv_rows(
+        Path(csv_file), "youtube_id", "time_start", "time_end", optional=["label"]
+    ):
         video, label = entry["youtube_id"], entry.get("label", "")
         times = [entry["time_start"], entry["time_end"]]
         if not video or not all(time.isdecimal() for time in times):
@@ -227,16 +229,17 @@ def read_ssv2_split(
         >>> read_ssv2_split(split, "/ssv2", labels_file=labels).paths
         ['/ssv2/7.webm']
     """
-    numbers: dict[str, str] = {}
-    if labels_file is not None:
-        numbers = parse_json(os.fspath(labels_file), read_text(Path(labels_file)))
-    rows = []
+    classes = [] if labels_file is None else _ssv2_classes(Path(labels_file))
+    known, rows = set(classes), []
     for where, entry in json_entries(Path(json_file), "id"):
-        label = entry.get("template", "").replace("[", "").replace("]", "") if numbers else ""
-        if label and label not in numbers:
+        template = entry.get("template", "")
+        if not isinstance(template, str):
+            raise wrong(where, "a text `template`", entry)
+        label = template.replace("[", "").replace("]", "") if classes else ""
+        if label and label not in known:
             raise ValueError(f"{where}: {label!r} is not in {labels_file}")
         rows.append(Row(os.path.join(root, f"{entry['id']}{suffix}"), label))
-    return make_manifest(rows, sorted(numbers, key=lambda name: int(numbers[name])))
+    return make_manifest(rows, classes)
 
 
 def read_diving48_split(json_file: StrPath, root: StrPath) -> Manifest:
@@ -267,6 +270,17 @@ def read_diving48_split(json_file: StrPath, root: StrPath) -> Manifest:
             raise wrong(where, "a whole number `label`", entry)
         rows.append(Row(os.path.join(root, f"{entry['vid_name']}.mp4"), str(entry["label"])))
     return make_manifest(rows)
+
+
+def _ssv2_classes(labels_file: Path) -> list[str]:
+    numbers = parse_json(str(labels_file), read_text(labels_file))
+    if not isinstance(numbers, dict):
+        raise wrong(str(labels_file), "an object of classes and their numbers", numbers)
+    named = {str(number): name for name, number in numbers.items()}
+    for place in range(len(numbers)):
+        if str(place) not in named:
+            raise ValueError(f"{labels_file}: numbers must go from 0 on; no class has {place}")
+    return [named[str(place)] for place in range(len(numbers))]
 
 
 def _ucf101_group(path: StrPath) -> str:

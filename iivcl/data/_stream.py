@@ -22,6 +22,10 @@ from iivcl.data._video import Video
 
 __all__ = ["Stream"]
 
+# Decoding from the start, and the number of the frame that it gave last; none can follow nowhere.
+_Forward = tuple[int, Iterator[tuple[int, VideoFrame]]]
+_NOWHERE: _Forward = (sys.maxsize, iter(()))
+
 
 class Stream(Video):
     """A video file, or the content of one."""
@@ -41,6 +45,7 @@ class Stream(Video):
         self._open = partial(open_container, file, name, num_threads=num_threads)
         self._keep = partial(keep_index_of, file, place=keep_index)
         self._container, self._stream = self._open(approximate=approximate)
+        self._forward: _Forward = _NOWHERE
         self.codec = self._stream.codec.canonical_name
         try:
             # PyAV 19 has a type of its own for fractions, and 0 for None.
@@ -57,6 +62,8 @@ class Stream(Video):
             raise
 
     def close(self) -> None:
+        super().close()
+        self._forward = _NOWHERE
         self._container.close()
 
     @property
@@ -81,6 +88,7 @@ class Stream(Video):
     def _counted(self) -> FrameIndex:
         """Give the index, or what decoding everything says where the packets prove none."""
         if self._index is None:
+            self._check_open()
             with decode_errors(self.name):
                 frames = [(f.pts or 0, f.duration) for _, f in self._decode_from_start()]
             if not frames:
@@ -92,7 +100,9 @@ class Stream(Video):
 
     def _frames(self, wanted: Sequence[int]) -> Iterator[Picture]:
         index, found = self._index, 0
+        (number, decoded), self._forward = self._forward, _NOWHERE
         if index is not None and index.keyframes:
+            number = sys.maxsize  # a seek loses the place
             for keyframe, targets in index.runs(wanted):
                 numbers = index.numbers(keyframe.number, targets[-1])
                 decoded = _numbered(self._decode_run(index, keyframe, targets, numbers), numbers)
@@ -101,7 +111,11 @@ class Stream(Video):
                 if reached < len(targets):  # the seek went wrong
                     break
         if found < len(wanted):
-            yield from _pick(self._decode_from_start(), wanted[found:])
+            if number >= wanted[found]:
+                decoded = self._decode_from_start()
+            found += yield from _pick(decoded, wanted[found:])
+            if found == len(wanted):  # the next reading may go on from here
+                self._forward = wanted[-1], decoded
 
     def _decode_run(
         self, index: FrameIndex, keyframe: Keyframe, targets: Sequence[int], numbers: dict[int, int]
@@ -131,6 +145,7 @@ class Stream(Video):
         return itertools.dropwhile(lambda packet: packet.pts != keyframe.pts, packets)
 
     def _decode_from_start(self) -> Iterator[tuple[int, VideoFrame]]:
+        self._forward = _NOWHERE
         self._container.close()
         self._container, self._stream = self._open()
         frames = self._container.decode(self._stream)

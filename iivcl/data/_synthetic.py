@@ -91,8 +91,8 @@ def make_synthetic_videos(
         >>> read_manifest(root + "/manifest.csv").ids
         tensor([0, 0, 1, 1])
     """
-    recipe = dict(locals())  # all arguments but the folder
-    del recipe["root"]
+    # All arguments but the folder, which may be numbers of NumPy.
+    recipe = {k: getattr(v, "item", lambda v=v: v)() for k, v in locals().items() if k != "root"}
     check_choice("kind", kind, tuple(_KINDS))
     motions, render = _KINDS[kind]
     check_at_least(2, num_classes=num_classes, num_frames=num_frames)
@@ -138,7 +138,12 @@ def make_synthetic_videos(
         (unfinished / "manifest.csv").write_text("path,label,group\n" + "".join(rows))
         (unfinished / _RECIPE).write_text(json.dumps(recipe))
         unfinished.chmod(0o755)
-        unfinished.rename(root)
+        try:
+            unfinished.rename(root)
+        except OSError:  # another process has finished it meanwhile
+            if not root.exists():
+                raise
+            return make_synthetic_videos(root, **recipe)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return sorted(root.glob("*/*.mp4"))

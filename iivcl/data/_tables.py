@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["csv_rows", "json_entries", "numbered_lines", "parse_json", "read_text", "wrong"]
+__all__ = ["check_keys", "csv_rows", "json_entries", "numbered_lines", "parse_json"]
+__all__ += ["read_text", "wrong"]
 
 
 def numbered_lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -19,16 +20,22 @@ def numbered_lines(file: Path) -> Iterator[tuple[str, str]]:
             yield f"{file}, line {number}", line.strip()
 
 
-def csv_rows(file: Path, *required: str) -> Iterator[tuple[str, dict[str, str]]]:
+def csv_rows(
+    file: Path, *required: str, optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the place of every row and its fields; the header must name the required columns."""
     lines = io.StringIO(read_text(file), newline="")
     # Strict: a quote that is never closed would swallow the rest of the file.
     reader = csv.DictReader(lines, restval="", skipinitialspace=True, strict=True)
     try:
-        header, where = reader.fieldnames, f"{file}, line 1"
+        header, where = [name.strip() for name in reader.fieldnames or ()], f"{file}, line 1"
         for column in required:
-            if column not in (header or []):
+            if column not in header:
                 raise ValueError(f"{where}: the header must name a column `{column}`; got {header}")
+        if twice := {name for name in header if name and header.count(name) > 1}:
+            raise ValueError(f"{where}: the header names {sorted(twice)} more than once")
+        check_keys(where, header, (*required, *optional))
+        reader.fieldnames = header
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if any(extra := row.pop(None, [])):
@@ -39,6 +46,13 @@ def csv_rows(file: Path, *required: str) -> Iterator[tuple[str, dict[str, str]]]
         raise ValueError(f"{where}: not CSV: {error}") from error
 
 
+def check_keys(where: str, keys: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse a key that is a known one but for its case and spaces, and would be passed over."""
+    for key in keys:
+        if key not in known and key.strip().lower() in known:
+            raise ValueError(f"{where}: {key!r} must be written {key.strip().lower()!r}")
+
+
 def json_entries(file: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of every object in a list of objects that have ``key``, and the object."""
     entries = parse_json(str(file), read_text(file))
@@ -46,7 +60,7 @@ def json_entries(file: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{file}: must hold a list; got {type(entries).__name__}")
     for place, entry in enumerate(entries):
         where = f"{file}, entry {place}"
-        if not isinstance(entry, dict) or key not in entry:
+        if not isinstance(entry, dict) or entry.get(key) is None:
             raise wrong(where, f"`{key}`", entry)
         yield where, entry
 

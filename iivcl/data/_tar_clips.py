@@ -74,8 +74,10 @@ class TarClips(IterableDataset[Any]):
         queue.
 
     Raises:
-        FileNotFoundError: A shard does not exist.
+        FileNotFoundError: A shard does not exist, or a folder holds none.
         ValueError: There are fewer shards than ranks, no samples, or an argument is out of range.
+        RuntimeError: Reading a sample, ``transform`` or ``describe`` raised an error; the message
+            names shard and sample.
 
     Example:
         >>> import tarfile, tempfile, torch
@@ -234,7 +236,9 @@ class TarClips(IterableDataset[Any]):
 def _find_shards(shards: StrPath | Sequence[StrPath]) -> list[str]:
     if isinstance(shards, (str, os.PathLike)):
         archives = sorted(map(str, Path(shards).glob("*.tar")), key=natural_key)
-        shards = archives if os.path.isdir(shards) else [shards]
+        if os.path.isdir(shards) and not archives:
+            raise FileNotFoundError(f"`shards`: there are no .tar files in {os.fspath(shards)}")
+        shards = archives or [shards]
     found = [os.fspath(shard) for shard in shards]
     for shard in found:
         if not os.path.isfile(shard):

@@ -20,6 +20,7 @@ from iivcl._checks import check_at_least, check_choice
 from iivcl.data._container import DecodeError, decode_errors
 from iivcl.data._index import Clock
 from iivcl.data._pixels import Picture, rgb_planes, shown_size, transposes
+from iivcl.data._sampling import check_numbers
 
 __all__ = ["PixelAspect", "Video", "VideoInfo", "check_indices", "check_reading"]
 
@@ -84,6 +85,7 @@ class Video(ABC):
     name: str
     codec: str
     _counts_without_decoding = True
+    _is_closed = False
     _stored_aspect = Fraction(1)  # width over height of a pixel as it lies
 
     @property
@@ -105,9 +107,9 @@ class Video(ABC):
     def _frames(self, wanted: Sequence[int]) -> Iterator[Picture]:
         """Decode the frames ``wanted``, which ascend, up to the first that is not there."""
 
-    @abstractmethod
     def close(self) -> None:
-        """Release the file."""
+        """Release the file; nothing more can be read."""
+        self._is_closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -172,8 +174,10 @@ class Video(ABC):
 
         Raises:
             DecodeError: A frame asked for cannot be decoded.
-            ValueError: An index is outside the video, or an argument is out of range.
+            ValueError: An index is outside the video, an argument is out of range, or the video is
+                closed.
         """
+        self._check_open()
         indices = check_indices(indices)
         check_reading(short_side, pixels)
         places: dict[int, list[tuple[int, int]]] = {}  # of every frame among the clips
@@ -203,11 +207,16 @@ class Video(ABC):
 
     @cached_property
     def _first(self) -> Picture:
+        self._check_open()
         with decode_errors(self.name):
             picture = next(self._frames([0]), None)
         if picture is None:
             raise DecodeError(f"{self.name}: frame 0 cannot be decoded")
         return picture
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError(f"{self.name} is closed; open it again to read it")
 
     def _check_inside(self, wanted: Sequence[int]) -> None:
         if wanted[-1] >= self.num_frames:
@@ -230,7 +239,5 @@ def check_indices(indices: Tensor | Sequence[Sequence[int]]) -> Tensor:
         raise ValueError(
             f"`indices` must have shape (V, T), both at least 1; got {tuple(indices.shape)}"
         )
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TypeError(f"`indices` must be integers; got {indices.dtype}")
-    check_at_least(0, indices=int(indices.min()))
+    check_numbers("indices", indices)
     return indices
