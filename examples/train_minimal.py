@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 VIVID = {"brightness": 0.6, "contrast": 0.6, "saturation": 0.8, "hue": 0.5}
 MILD = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3)
-REAL = Setting(1000, 2, 40, (0.4, 1.0), MILD, 1e-3)
+REAL = Setting(2400, 2, 40, (0.4, 1.0), MILD, 1e-3)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
 INTER_START, INTER_WEIGHT, TEMPERATURE = 0.4, 4.0, 0.1  # inter begins after that share of steps
@@ -83,11 +83,12 @@ def read_videos(source: Path) -> tuple[data.Manifest, data.Manifest]:
         videos = data.Manifest(paths, torch.from_numpy(labels), ids, classes.tolist())
     else:
         videos = data.read_manifest(source)  # whose ids are the groups
-    if len({split == "train" for split in videos.splits}) == 2:
-        splits = [split if split == "train" else "test" for split in videos.splits]
-        videos = videos._replace(splits=splits)
-        return videos.split("train"), videos.split("test")
-    return videos.hold_out(0.25, generator=torch.Generator().manual_seed(0))
+    if not set(videos.splits) - {"train"}:
+        return videos.hold_out(0.25, generator=torch.Generator().manual_seed(0))
+    if "train" not in videos.splits:
+        raise ValueError(f"{source} has no split 'train', but {sorted(set(videos.splits))}")
+    videos = videos._replace(splits=[s if s == "train" else "test" for s in videos.splits])
+    return videos.split("train"), videos.split("test")
 
 
 class SideBySide(nn.ModuleDict):
@@ -101,9 +102,8 @@ class SideBySide(nn.ModuleDict):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_is)
     add = parser.add_argument
     encoders = ("small", "mc3_18", "r2plus1d_18", "r3d_18", "s3d", "slow_r50", "swin3d_t")
     add("--data", type=Path, help="folder of videos, or a .csv or .jsonl list")
@@ -115,8 +115,8 @@ def main() -> None:
     add("--seed", type=int, default=0, help="of all that is drawn")
     add("--out", type=Path, help="file to write the trained encoder to")
     args = parser.parse_args()
-    if args.out is not None and not args.out.parent.is_dir():
-        parser.error(f"--out: no such folder: {args.out.parent}")
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
+        parser.error(f"--out: not a file in a folder that is there: {args.out}")
     torch.manual_seed(args.seed)
     torch.set_num_threads(max(1, torch.get_num_threads() - 2))  # two cores decode
 
@@ -130,9 +130,8 @@ def main() -> None:
         train, test = read_videos(args.data)
     except (OSError, ValueError) as error:
         parser.error(f"--data: {error}")
-    if len(train.paths) < args.batch_size:
-        found = f"{len(train.paths)} videos to train on"
-        parser.error(f"--data: {args.data} has {found}; give more, or a smaller --batch-size")
+    if not 1 <= args.batch_size <= len(train.paths):
+        parser.error(f"--batch-size must be 1 to {len(train.paths)}, the videos to train on")
     every_label = torch.cat([train.labels, test.labels])
     has_classes = len(every_label.unique()) > 1 and every_label.min() >= 0
     # Crops are drawn in the workers, where files differ in size; colours in batches on the device.
@@ -143,11 +142,11 @@ def main() -> None:
     size, stride = setting.size, setting.stride
     recipe = data.ClipRecipe(num_frames=NUM_FRAMES, stride=stride, short_side=size * 5 // 4)
     sets = [data.VideoClips(train, recipe, transform=crop, on_error="skip", seed=args.seed)]
-    workers = {"num_workers": 2, "collate_fn": data.collate_clips}
-    loader = DataLoader(
-        sets[0], args.batch_size, shuffle=True, drop_last=True, persistent_workers=True, **workers
-    )
-    steps = args.steps or max(setting.steps, 10 * len(loader))
+    workers = {"num_workers": 2, "collate_fn": data.collate_clips, "persistent_workers": True}
+    loader = DataLoader(sets[0], args.batch_size, shuffle=True, drop_last=True, **workers)
+    steps = max(setting.steps, 10 * len(loader)) if args.steps is None else args.steps
+    if steps < 1:
+        parser.error(f"--steps must be at least 1; got {steps}")
 
     backbone = SmallEncoder() if args.backbone == "small" else getattr(backbones, args.backbone)()
     head = backbones.ProjectionHead(backbone.feature_dim, 256, DIM, num_layers=2, norm="batch")
@@ -158,13 +157,13 @@ def main() -> None:
     optimizer = torch.optim.AdamW(encoder.parameters(), setting.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    label_of = torch.zeros(int(train.ids.max()) + 1, dtype=torch.int64)  # of every group
-    label_of = label_of.scatter(0, train.ids, train.labels).to(args.device)
+    row_labels = torch.full_like(queue.ids, -1)  # of the queue, for purity alone
     step, progress = 0, tqdm(total=steps, desc="pretrain")
     while step < steps:
         sets[0].set_epoch(step // len(loader))
-        for clips, _, _, ids in loader:  # (B, 2, 3, T, H, W) uint8 and (B,)
-            views, ids = colours(clips.to(args.device).flatten(0, 1)), ids.to(args.device)
+        for clips, _, labels, ids in loader:  # (B, 2, 3, T, H, W) uint8, and (B,)
+            labels, ids = labels.to(args.device), ids.to(args.device)
+            views = colours(clips.to(args.device).flatten(0, 1))
             query = F.normalize(encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
             with torch.no_grad():
                 momentum_update_(key_encoder, encoder, cosine_momentum(step, steps, base=MOMENTUM))
@@ -178,16 +177,17 @@ def main() -> None:
             schedule.step()
             spread = embedding_std(query[:, 0]).item()  # 0: all are alike; at best 1 / sqrt(DIM)
             near, shown = outs[0].neighbors, {"loss": loss.item(), "std": spread}
-            purity = neighbor_purity(near, label_of[queue.ids], label_of[ids])
+            purity = neighbor_purity(near, row_labels, labels)
             similarity = near.similarity[near.valid].mean()
             shown |= {"purity": purity.item()} if has_classes else {"similarity": similarity.item()}
+            rows = (queue.cursor + torch.arange(2 * len(ids), device=args.device)) % QUEUE_SIZE
+            row_labels[rows] = labels.repeat_interleave(2)
             queue.enqueue(key.flatten(0, 1), ids.repeat_interleave(2))
             progress.set_postfix(shown, refresh=False)
             progress.update()
             if (step := step + 1) == steps:
                 break
     progress.close()
-
     if args.out is not None:  # renamed when complete, so that no half file is ever left
         unfinished = args.out.with_name(args.out.name + ".tmp")
         torch.save(encoder.state_dict(), unfinished)

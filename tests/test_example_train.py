@@ -6,13 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from example_runs import EXAMPLES, load, start
 from PIL import Image
+from torch import Tensor
 
 from iivcl.data import make_synthetic_videos
+from iivcl.diagnostics import neighbor_purity
+from iivcl.queues import Neighbors
 
 EXAMPLE = EXAMPLES / "train_minimal.py"
 
@@ -84,6 +88,28 @@ def test_files_without_classes_of_which_some_cannot_be_read(
         assert sum(f"{name}: " in line for line in (first, second, third)) == 1
 
 
+def test_purity_knows_the_class_of_every_row_though_groups_have_several(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """As of people, who do everything: each group is one video of both classes."""
+    both = zip(*(sorted(kind.iterdir()) for kind in sorted(folder.glob("*/"))), strict=True)
+    rows = [f"{path},{i},{group}" for group, pair in enumerate(both) for i, path in enumerate(pair)]
+    manifest = tmp_path / "people.csv"
+    manifest.write_text("path,label,group\n" + "\n".join(rows))
+    seen: list[Tensor] = []
+
+    def purity(neighbors: Neighbors, row_labels: Tensor, labels: Tensor) -> Tensor:
+        seen.append(row_labels.clone())
+        return neighbor_purity(neighbors, row_labels, labels)
+
+    monkeypatch.setattr(load("train_minimal"), "neighbor_purity", purity)
+    options = ("--steps", 4, "--batch-size", 4, "--data", manifest)  # 12 videos: 3 steps an epoch
+    assert start("train_minimal", *options, capsys=capsys).status == 0
+    counts = [[int((labels == own).sum()) for own in (-1, 0, 1)] for labels in seen]
+    assert counts[3] == [512 - 24, 12, 12]
+    assert [512 - none for none, *_ in counts] == [0, 8, 16, 24]
+
+
 @pytest.mark.parametrize(
     ("rows", "trained", "held_out"),
     [
@@ -110,8 +136,15 @@ def test_what_cannot_work_is_refused_in_one_line(
         return done.err.splitlines()[-1].removeprefix(f"{example}: error: ")
 
     assert refused("--data", tmp_path) == f"--data: at least 2 videos are needed; {tmp_path} has 0"
-    message = f"--data: {folder} has 12 videos to train on; give more, or a smaller --batch-size"
+    message = "--batch-size must be 1 to 12, the videos to train on"
     assert refused("--data", folder) == message
+    assert refused("--data", folder, "--batch-size", 0) == message
+    few = ("--data", folder, "--batch-size", 4)
+    assert refused(*few, "--steps", 0) == "--steps must be at least 1; got 0"
+    others = tmp_path / "others.csv"
+    others.write_text("path,split\na,training\nb,validation\n")
+    message = f"--data: {others} has no split 'train', but ['training', 'validation']"
+    assert refused("--data", others) == message
     mixed = tmp_path / "mixed.csv"
     mixed.write_text("path,group,split\n" + "a,x,train\nb,y,train\nc,x,test\n")
     assert refused("--data", mixed) == (
@@ -125,7 +158,9 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert "invalid choice: 'resnet'" in refused("--backbone", "resnet")
     assert "invalid choice: 40" in refused("--classes", 40)
     gone = tmp_path / "gone" / "encoder.pt"
-    assert refused("--data", folder, "--out", gone) == f"--out: no such folder: {gone.parent}"
+    for out in (gone, tmp_path):
+        message = f"--out: not a file in a folder that is there: {out}"
+        assert refused("--data", folder, "--out", out) == message
     message = f"{EXAMPLE} does not hold the small encoder of train_minimal.py"
     arguments = (EXAMPLE, "neighbors.png", "--data", folder)
     assert refused(*arguments, example="show_neighbors") == message
