@@ -103,10 +103,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def open_checkpoint(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """Load the encoder, and say all that a user of it must know."""
-    said = saved_with(args.checkpoint)
-    own = said.get("backbone", "")
-    need(":" not in own or own == args.backbone,  # no file chooses what is imported
-         f"{args.checkpoint} is of an encoder of your own: give --backbone {own}")  # fmt: skip
+    said = saved_with(args.checkpoint, args.backbone)
     clip = {name: getattr(args, name) or said.get(name) for name in ("frames", "stride", "size")}
     lacking = ", ".join(f"--{name}" for name, value in clip.items() if value is None)
     need(not lacking, f"{args.checkpoint} does not say of what clips it is: give {lacking}")

@@ -29,6 +29,7 @@ LESS = [
     (r"--epochs \d+", "--epochs 2"),
     (r"--warmup-epochs \d+", "--warmup-epochs 1"),
     (r"--preset paper", f"--backbone {TINY} --precision float32 --frames 4 --stride 1 --size 32"),
+    (r"(?=run/encoder.pt labelled)", f"--backbone {TINY} "),
     (r"--workers 1", "--workers 0"),
     (r"(examples/\w+\.py (?!my_videos)(?!.*--workers).*)", r"\1 --workers 0"),
 ]
@@ -77,10 +78,15 @@ def test_a_published_encoder_goes_to_another_domain(folder: Path) -> None:
     make_synthetic_videos(folder / "prepared", 12, size=32, num_classes=2, num_frames=8)
     rows = ["path,label,split"]
     for number, path in enumerate(find_videos(folder / "prepared")):
-        rows.append(f"{path},{Path(path).parent.name},{'test' if number % 3 == 0 else 'train'}")
+        name = Path(path).relative_to(folder)
+        rows.append(f"{name},{Path(path).parent.name},{'test' if number % 3 == 0 else 'train'}")
     (folder / "labelled.csv").write_text("\n".join(rows))
     published = folder / "MoCo_SlowR50_8x8_T4_epoch_00200.pyth"
     torch.save({"model_state": tiny_encoder.with_norm().state_dict()}, published)
+    page = (ROOT / "docs" / "tutorial" / "own-domain.md").read_text()
+    [code] = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    assert (folder / "pretrain.csv").read_text().count(",test\n") == 4
     typed = commands("own-domain.md")
     assert len(typed) == 5
     for command in typed:
