@@ -46,7 +46,7 @@ SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3)
 REAL = Setting(2400, 2, 40, (0.4, 1.0), MILD, 1e-3)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
-INTER_START, INTER_WEIGHT, TEMPERATURE = 0.4, 4.0, 0.1  # inter begins after that share of steps
+INTER_START, TEMPERATURE = 0.4, 0.1  # the inter term begins after that share of the steps
 QUEUE_SIZE, MOMENTUM = 512, 0.98  # of the key encoder, rising to 1; nearer to 1 in a longer run
 
 
@@ -132,8 +132,7 @@ def main() -> None:
         parser.error(f"--data: {error}")
     if not 1 <= args.batch_size <= len(train.paths):
         parser.error(f"--batch-size must be 1 to {len(train.paths)}, the videos to train on")
-    every_label = torch.cat([train.labels, test.labels])
-    has_classes = len(every_label.unique()) > 1 and every_label.min() >= 0
+    has_classes = len(train.labels.unique()) > 1 and min(train.labels.min(), test.labels.min()) >= 0
     # Crops are drawn in the workers, where files differ in size; colours in batches on the device.
     crop = augment.RandomResizedCrop(setting.size, scale=setting.scale)
     normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
@@ -154,6 +153,7 @@ def main() -> None:
     key_encoder, untrained = momentum_copy(encoder), momentum_copy(backbone)
     queue = NNSupportQueue(QUEUE_SIZE, DIM).to(args.device)
     loss_fn = IIVCLLoss(temperature=TEMPERATURE, batch_negatives=True)
+    weight = 4.0 if args.backbone == "small" else 1.0  # of inter: more where changes are seen
     optimizer = torch.optim.AdamW(encoder.parameters(), setting.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
@@ -169,7 +169,7 @@ def main() -> None:
                 momentum_update_(key_encoder, encoder, cosine_momentum(step, steps, base=MOMENTUM))
                 key = F.normalize(key_encoder(views), dim=1).view(-1, 2, DIM)  # (B, 2, D)
             outs = [loss_fn(query[:, i], key[:, 1 - i], queue, ids=ids) for i in (0, 1)]
-            inter_weight = INTER_WEIGHT * (step >= INTER_START * steps)
+            inter_weight = weight * (step >= INTER_START * steps)
             loss = sum(out.intra + inter_weight * out.inter for out in outs) / 2
             optimizer.zero_grad()
             loss.backward()
