@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from _resume import CheckpointError, cause, need, on_rank_0, say
+from _resume import CheckpointError, cause, need, on_rank_0, replacing, say
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -272,9 +272,8 @@ def publish(out: Path, hosts: dist.ProcessGroup) -> None:
 
     def copy() -> None:
         for file in checkpoints(out / "checkpoints")[0].glob("*.pt"):
-            unfinished = out / f"{file.name}.tmp"
-            shutil.copyfile(file, unfinished)
-            os.replace(unfinished, out / file.name)
+            with replacing(out / file.name) as unfinished:
+                shutil.copyfile(file, unfinished)
 
     on_rank_0(copy, hosts)
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from _data import Data
-from _features import Recipe, read_means
+from _features import Recipe, read_means, width_of
 from _optimizer import half_cosine, make_optimizer, set_rate
 from _resume import need
 from torch import Tensor, nn
@@ -198,10 +198,3 @@ def classifiers(
         torch.manual_seed(args.seed)  # whatever stands beside it
         models[name] = Classifier(encoder, width, classes, frozen=True).to(device).eval()
     return models
-
-
-@torch.no_grad()
-def width_of(encoder: nn.Module, args: argparse.Namespace, device: Any) -> int:
-    """Find the number of features, as an encoder gives them of one clip."""
-    clip = torch.zeros(1, 3, args.frames, args.size, args.size, device=device)
-    return encoder.eval()(clip).shape[1]

@@ -9,17 +9,19 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
 import torch.distributed as dist
 import torchvision
 from _report import Report
-from _resume import need, refusing, stay_alive
+from _resume import cause, need, refusing, replacing, say, stay_alive
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
@@ -54,7 +56,7 @@ def open_encoder(source: str, args: argparse.Namespace) -> tuple[nn.Module, Repo
         about = {"encoder": "random start", "backbone": args.backbone, "seed": args.seed}
         return module, {**about, "weights_sha256": weights_hash(module)}
     backbone, file = parts(source)
-    about = saved_with(file)
+    about = saved_with(source, args.backbone)
     backbone = backbone or about.get("backbone") or args.backbone
     need(backbone, f"{file} does not say its backbone: give --backbone, or BACKBONE=FILE")
     module = build(backbone, args.seed)
@@ -78,13 +80,30 @@ def build(name: str, seed: int) -> nn.Module:
     module, _, function = name.rpartition(":")
     need(module or name in backbones.__all__, f"--backbone {name} is not in iivcl.backbones; a "
          "function of your own is my_module:my_function")  # fmt: skip
-    with refusing(ImportError, AttributeError, TypeError):
+    try:
         source = importlib.import_module(module) if module else backbones
         return getattr(source, function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        need(False, f"--backbone {name}: {cause(error)}")
 
 
-def saved_with(file: str) -> Report:
-    """Read what `pretrain.py` says beside the weights; nothing in files of others."""
+@torch.no_grad()
+def width_of(encoder: nn.Module, args: argparse.Namespace, device: Any) -> int:
+    """Find the number of features, as an encoder gives them of one clip; its modes stay."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    clip = torch.zeros(1, 3, args.frames, args.size, args.size, device=device)
+    width = encoder.eval()(clip).shape[1]
+    for module, training in modes:
+        module.training = training
+    return width
+
+
+def saved_with(source: str, given: str | None) -> Report:
+    """Read what `pretrain.py` says beside the weights of [BACKBONE=]FILE; nothing in others' files.
+
+    No file chooses what is imported: an encoder of one's own is the one that is ``given``.
+    """
+    backbone, file = parts(source)
     need(os.path.isfile(file), f"no such file: {file}")
     if file.endswith(".safetensors"):
         return {}
@@ -93,7 +112,13 @@ def saved_with(file: str) -> Report:
     except Exception as error:  # whatever a damaged file makes its reader stumble over
         need(False, f"{file} is no checkpoint, or not whole ({type(error).__name__})")
     names = ("method", "backbone", "frames", "stride", "size")
-    return {n: content[n] for n in names if isinstance(content, dict) and n in content}
+    about = {n: content[n] for n in names if isinstance(content, dict) and n in content}
+    own = about.get("backbone") or ""
+    need(
+        ":" not in own or own in (backbone, given),
+        f"{file} is of an encoder of your own: give --backbone {own}, or {own}={file}",
+    )
+    return about
 
 
 def file_hash(path: Path) -> str:
@@ -177,12 +202,50 @@ def features_of(
     }
     if missing:
         found |= read_means({name: encoders[name] for name in missing}, videos, args, device)
-    for name in missing:
-        if cache[name] is not None and rank() == 0:
-            unfinished = cache[name].with_suffix(".tmp")
-            torch.save(found[name], unfinished)
-            unfinished.replace(cache[name])
+    if missing and args.cache and rank() == 0:
+        skipped = len(videos.paths) - len(found[missing[0]][1])
+        if skipped:  # another time they may be read, or be an error
+            say(f"features are not kept in --cache: {skipped} videos were skipped")
+        for name in () if skipped else missing:
+            keep(found[name], cache[name])
     return {name: found[name] for name in encoders} if rank() == 0 else {}
+
+
+def keep(rows: Rows, path: Path) -> None:
+    """Write features into the cache, or say why not: they are not lost by it."""
+    try:
+        with replacing(path) as unfinished:
+            torch.save(rows, unfinished)
+    except (OSError, RuntimeError) as error:  # the second is what torch makes of a full disk
+        say(f"features are not kept in --cache {path.parent}: {cause(error).splitlines()[0]}")
+
+
+def collate_read(batch: list[Any]) -> Any:
+    """Collate what could be read of a batch; if that is nothing, give the error that says why.
+
+    Its loader takes a ConcatDataset, which unlike `VideoClips` itself hands on what was skipped.
+    """
+    try:
+        return data.collate_clips(batch)
+    except data.DecodeError as error:
+        return error
+
+
+def only_read(batches: Iterable[Any]) -> Iterator[Any]:
+    """Leave out batches of which nothing could be read; an error if no rank has any other."""
+    count, errors = 0, []
+    for batch in batches:
+        if isinstance(batch, data.DecodeError):
+            errors.append(batch)
+        else:
+            count += 1
+            yield batch
+    counts = [count]
+    if world_size() > 1:
+        counts *= world_size()
+        dist.all_gather_object(counts, count)
+    if errors and not any(counts):
+        raise errors[0]
 
 
 def read_means(
@@ -202,7 +265,7 @@ def read_means(
     )
     clips = data.VideoClips(videos.paths, recipe, transform=crop, on_error=args.on_error)
     loader = DataLoader(
-        clips, args.batch_size, num_workers=args.workers, collate_fn=data.collate_clips,
+        ConcatDataset([clips]), args.batch_size, num_workers=args.workers, collate_fn=collate_read,
         sampler=DistributedSampler(clips, world_size(), rank(), shuffle=False),
         worker_init_fn=stay_alive, generator=torch.Generator(),
     )  # fmt: skip
@@ -210,12 +273,14 @@ def read_means(
     batches = tqdm(loader, text, disable=rank() > 0, leave=text == "features")
     with clips.name_crashes():
         all_columns, places, _ = extract_features(
-            together, batches, device=device, distributed="gather"
+            together, only_read(batches), device=device, distributed="gather"
         )
-    *columns, repeats = all_columns.split(together.widths or [all_columns.shape[1]], dim=1)
+    # This rank may have read none of the videos.
+    widths = together.widths or [*(width_of(m, args, device) for m in modules.values()), 1]
+    *columns, repeats = all_columns.split(widths, dim=1)
     return {
         name: (columns_of_one.clone(), places, repeats[:, 0] > 0)
-        for name, columns_of_one in zip(modules, columns, strict=False)
+        for name, columns_of_one in zip(modules, columns, strict=True)
     }
 
 

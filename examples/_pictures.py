@@ -32,14 +32,15 @@ def draw_pictures(
     labels = videos.labels[places]
     side = torch.ones(len(places), dtype=torch.bool) if is_query is None else is_query[places]
     query, gallery = side.nonzero().flatten(), (~side).nonzero().flatten()
-    gallery = gallery if len(gallery) else query
+    is_one_left_out = len(gallery) == 0
+    gallery = query if is_one_left_out else gallery
     query = spread(query, MOST_QUERIES)
     unit = torch.zeros_like(features)
     for rows in (gallery, side.nonzero().flatten()):  # each side by its own mean
         unit[rows] = F.normalize(features[rows] - center * features[rows].mean(0), dim=1)
     cosine = unit[query] @ unit[gallery].T  # (Q, M)
     cosine.masked_fill_(query[:, None] == gallery, -1.0)
-    cosine, nearest = cosine.topk(min(NEAREST, len(gallery) - 1), dim=1)
+    cosine, nearest = cosine.topk(min(NEAREST, len(gallery) - is_one_left_out), dim=1)
     found = gallery[nearest]  # (Q, k)
     hit = labels[found[:, 0]] == labels[query]
     # Evenly: in a row, they would all be of one class.

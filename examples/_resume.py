@@ -95,7 +95,13 @@ class CheckpointError(Exception):
 
 def say(text: str) -> None:
     if rank() == 0:
-        print(text, flush=True)
+        print(printable(text), flush=True)
+
+
+def printable(text: str) -> str:
+    """Replace what the terminal cannot show, such as a name of a file that is no UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def need(condition: bool, otherwise: str) -> None:
@@ -110,6 +116,8 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
+        if rank() > 0 and not isinstance(error, CheckpointError):  # perhaps this rank's alone
+            print(f"rank {rank()}: {cause(error)}", file=sys.stderr, flush=True)
         need(False, cause(error))
 
 
@@ -141,9 +149,19 @@ def cause(error: BaseException) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that its name never stands on half of it."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write a file under, which becomes its own name once all of it is there."""
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)  # half of it
 
 
 def begin_folder(

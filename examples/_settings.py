@@ -44,9 +44,13 @@ def begin_parser(
 def check_run(args: argparse.Namespace, *above_0: str) -> None:
     """Refuse what no run can do, and numbers that are not above 0."""
     for name in ("frames", "stride", "size", "batch_size", "accumulate", "epochs", "log_every",
-                 "keep", *above_0):  # fmt: skip
-        option = "--" + name.replace("_", "-")
-        need(getattr(args, name) > 0, f"{option} must be above 0; got {getattr(args, name)}")
+                 "keep", "save_every", *above_0):  # fmt: skip
+        option, value = "--" + name.replace("_", "-"), getattr(args, name)
+        need(value is None or value > 0, f"{option} must be above 0; got {value}")
+    for name in ("lr", "weight_decay", "workers"):
+        option, value = "--" + name.replace("_", "-"), getattr(args, name)
+        need(value >= 0, f"{option} must be at least 0; got {value}")
+    need(0 <= args.seed < 2**32, f"--seed must be in [0, 4294967296); got {args.seed}")
     ranks = world_size()
     parts = ranks * args.accumulate
     need(

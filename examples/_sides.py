@@ -34,6 +34,9 @@ def read_sides(
     """List the labelled videos, and which (N,) are queries; None to leave one out."""
     source = Path(args.data)
     need(source.exists(), f"no such file or folder: {source}")
+    asked = {"--set": args.set, "--hold-out": args.hold_out, "--leave-one-out": args.leave_one_out}
+    rules = [option for option, value in asked.items() if value not in (None, False)]
+    need(len(rules) < 2, f"{' and '.join(rules)} exclude one another: give one of them")
     with refusing(ValueError, OSError):
         if args.set is not None:
             sides, rule = official(args), f"official split of {args.set}"
@@ -41,8 +44,8 @@ def read_sides(
         else:
             listed = read_videos(source)
             if source.is_dir():
-                names = [os.path.relpath(folder, source) for folder in listed.classes]
-                listed = listed._replace(classes=names)
+                folders = [os.path.relpath(folder, source) for folder in listed.classes]
+                listed = listed._replace(classes=folders)
             if args.leave_one_out or (not listed.splits and args.hold_out is None):
                 sides, rule = [listed], "leave one out"
             elif args.hold_out is not None:
@@ -53,6 +56,10 @@ def read_sides(
                 sides = [listed.split(args.gallery), listed.split(args.query)]
                 rule = f"column split: {args.query} in {args.gallery}"
     videos, is_query = join(sides)
+    files = [{os.path.normpath(path) for path in side.paths} for side in sides]
+    both = sorted(files[0] & files[1]) if len(sides) == 2 else []
+    need(not both, f"{len(both)} files are in {names[0]} and in {names[1]}, such as "
+         f"{''.join(both[:1])}: list each on one side")  # fmt: skip
     known = videos.labels >= 0
     classes = [videos.labels[known & (is_query == side)].unique() for side in (False, True)]
     if len(sides) == 2:

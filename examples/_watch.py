@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import re
 import tarfile
 import time
 from collections.abc import Callable
@@ -20,15 +22,16 @@ import torch
 import torch.distributed as dist
 from _checkpoints import Run, averaged_buffers, unwrap
 from _data import Data
-from _resume import say, stay_alive, write_whole
+from _features import collate_read, only_read
+from _resume import replacing, say, stay_alive, write_whole
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.utils import make_grid
 
 from iivcl import augment, diagnostics
-from iivcl.data import ClipRecipe, DecodeError, VideoClips, collate_clips, open_video
+from iivcl.data import ClipRecipe, DecodeError, VideoClips, open_video
 from iivcl.distributed import all_gather_cat, rank, world_size
 from iivcl.evaluation import extract_features, knn_classify, topk_accuracy
 from iivcl.queues import Neighbors
@@ -95,7 +98,8 @@ class Log:
             file.write(json.dumps({"step": step, **known}) + "\n")
         if sheet is not None:
             self.pictures.mkdir(exist_ok=True)
-            sheet.save(self.pictures / f"step-{step:08d}.png")
+            with replacing(self.pictures / f"step-{step:08d}.png") as unfinished:
+                sheet.save(unfinished, "PNG")
         if self.board is not None:
             for name, value in line.items():
                 if math.isfinite(value):
@@ -123,7 +127,7 @@ def all_rows(run: Run, values: Tensor) -> Tensor:
 def describe(
     run: Run, terms: dict[str, Tensor], query: Tensor, found: Neighbors, ids: Tensor, labels: Tensor
 ) -> dict[str, float]:
-    """Gather the numbers of one step: means over the ranks.
+    """Gather the numbers of one step: means over the ranks that know them.
 
     Args:
         run: Before the keys of the step are enqueued.
@@ -147,9 +151,10 @@ def describe(
         "neighbor_purity": diagnostics.neighbor_purity(labelled, row_labels, labels),
     }
     numbers = torch.stack([value.detach().float() for value in values.values()])
+    sums = torch.stack([numbers.nan_to_num(0.0), (~numbers.isnan()).float()])  # and of how many
     if world_size() > 1:
-        dist.all_reduce(numbers)
-    means = (numbers / world_size()).tolist()  # the one wait for the device
+        dist.all_reduce(sums)
+    means = (sums[0] / sums[1]).tolist()  # the one wait for the device
     return dict(zip(values, means, strict=True))
 
 
@@ -217,13 +222,15 @@ def knn_accuracy(run: Run, data: Data, args: argparse.Namespace) -> dict[str, fl
     )  # fmt: skip
     sampler = DistributedSampler(clips, world_size(), rank(), shuffle=False)
     loader = DataLoader(
-        clips, 16, sampler=sampler, num_workers=args.workers, collate_fn=collate_clips,
-        worker_init_fn=stay_alive, generator=torch.Generator(),
+        ConcatDataset([clips]), 16, sampler=sampler, num_workers=args.workers,
+        collate_fn=collate_read, worker_init_fn=stay_alive, generator=torch.Generator(),
     )  # fmt: skip
     with averaged_buffers(run.encoder):
         model = FeaturesOf(unwrap(run.encoder))
-        found = extract_features(model, loader, device=run.device, distributed="gather")
+        found = extract_features(model, only_read(loader), device=run.device, distributed="gather")
     labels = data.labels[labelled][found.indices]
+    if len(labels) < 2:
+        return {}
     scores = knn_classify(found.features, None, labels, k=min(20, len(labels) - 1))
     return {"knn_accuracy": topk_accuracy(scores, labels, ks=(1,))[1]}
 
@@ -270,8 +277,9 @@ def thumbnails(path: str) -> Tensor:
 
 def content_of(path: str) -> str | bytes:
     """Give the path, or of a video in a shard its bytes."""
-    archive, in_shard, member = path.partition(".tar/")
-    if not in_shard:
+    archives = (path[: found.end()] for found in re.finditer(r"\.tar(?=/)", path))
+    archive = next(filter(os.path.isfile, archives), None)  # a folder may be named so as well
+    if archive is None:
         return path
-    with tarfile.open(archive + ".tar") as shard:
-        return shard.extractfile(member).read()
+    with tarfile.open(archive) as shard:
+        return shard.extractfile(path[len(archive) + 1 :]).read()

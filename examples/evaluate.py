@@ -236,12 +236,13 @@ def evaluate(args: argparse.Namespace, before: Report | None, device: str) -> Re
     sources = list(dict.fromkeys([args.checkpoint, *args.beside]))
     args.backbone = args.backbone or parts(args.checkpoint)[0] or None
     for source in sources:  # the settings of the first checkpoint that has them
-        of_file = {} if source in ("random", "pixels") else saved_with(parts(source)[1])
+        of_file = {} if source in ("random", "pixels") else saved_with(source, args.backbone)
         for name in ("backbone", "frames", "stride", "size"):
             if getattr(args, name) is None:
                 setattr(args, name, of_file.get(name))
     for name in ("frames", "stride", "size"):
         need(getattr(args, name), f"no checkpoint says it: give --{name}")
+    need(args.sgd_epochs >= 0, f"--sgd-epochs must be at least 0; got {args.sgd_epochs}")
     opened = {source: open_encoder(source, args) for source in sources}
     videos, is_query, about_data = read_sides(args)
     in_gallery = 0 if is_query is None else int((~is_query).sum())
@@ -290,7 +291,7 @@ def show(report: Report) -> None:
         lines.append([name, *("-" if n is None else f"{n:.4f}" for n in numbers)])
     width = max(len(line[0]) for line in lines)
     for name, *cells in lines:
-        print(name.ljust(width), *(cell.rjust(7) for cell in cells))
+        say(" ".join([name.ljust(width), *(cell.rjust(7) for cell in cells)]))
     first = next(iter(report["results"].values()))
     counts = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in first["counts"].items())
     print("white: R@1 of whitened features")
@@ -301,7 +302,7 @@ def show(report: Report) -> None:
     for number, place in zip(most.values.tolist(), most.indices.tolist(), strict=True):
         if number:
             row, column = divmod(place, len(confusion))
-            print(f"{names[row]} taken for {names[column]}: {number}")
+            say(f"{names[row]} taken for {names[column]}: {number}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -313,7 +314,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.again is not None:
         with refusing(OSError, ValueError):
             before = json.loads(args.again.read_text())
-        need(isinstance(before, dict) and "settings" in before, f"{args.again} is no result")
+        known = ("results", "encoders", "data", "protocol", "settings")
+        need(isinstance(before, dict) and all(isinstance(before.get(k), dict) for k in known)
+             and {"checkpoint", "data"} <= before["settings"].keys(),
+             f"--again {args.again} is no result of evaluate.py")  # fmt: skip
         # Without the cache, for the numbers are to be found again and not looked up.
         args = argparse.Namespace(**vars(args) | before["settings"] | {"cache": ""})
     gpu, many = torch.cuda.is_available(), "RANK" in os.environ
@@ -327,13 +331,15 @@ def main(argv: list[str] | None = None) -> int:
         report = evaluate(args, before, device)
         if report is None:
             return 0
-        show(report)
         if args.out is not None:
             with refusing(OSError):
                 write_whole(args.out, json_text(report))
+        show(report)
+        if args.out is not None:
             say(f"result: {args.out}")
         changed = [] if before is None else list(differences(before["results"], report["results"]))
-        print(*changed, sep="\n", end="\n" if changed else "")
+        for line in changed:
+            say(line)
         if before is not None:
             say(f"{len(changed)} numbers differ" if changed else "every number was found again")
         return int(bool(changed))

@@ -18,8 +18,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import io
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -80,8 +82,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--hub", type=Path, help="new folder for weights, recipe and model card")
     add("--backbone", help="if not said there: in iivcl.backbones, or my_module:my_function")
     add("--prefix", help="of the weights in the file, where several encoders are")
-    for name, what in (("frames", "of a clip"), ("stride", "frames"), ("size", "pixels")):
-        add(f"--{name}", type=int, help=f"{what}; default: as in training")
+    for name, form, what in (
+        ("frames", int, "of a clip"), ("stride", float, "frames"), ("size", int, "pixels")
+    ):  # fmt: skip
+        add(f"--{name}", type=form, help=f"{what}; default: as in training")
     for name, value in (("mean", 0.45), ("std", 0.225)):
         colours = {"nargs": 3, "type": float, "metavar": ("R", "G", "B")}
         add(f"--{name}", **colours, default=[value] * 3, help=f"of training; default: {value}")
@@ -90,6 +94,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name in ("batch", "frames", "stride", "size"):
         value = getattr(args, name)
         need(value is None or value > 0, f"--{name} must be above 0; got {value}")
+    need(all(math.isfinite(m) for m in args.mean), f"--mean must be finite; got {args.mean}")
+    need(all(0 < s < math.inf for s in args.std), f"--std must be above 0; got {args.std}")
     asked = [*(args.to if args.out else ()), *(["hub"] if args.hub else ())]
     for what in asked:
         packages, extra = NEEDS[what]
@@ -170,7 +176,9 @@ def write_programs(
 
 
 def write_pt2(program: ExportedProgram, file: Path) -> Callable[[Tensor], Tensor]:
-    torch.export.save(program, file)
+    content = io.BytesIO()
+    torch.export.save(program, content)  # to a file on a full disk it would end the process
+    file.write_bytes(content.getbuffer())
     return torch.export.load(file).module()
 
 
@@ -244,7 +252,7 @@ It makes a vector of {feature_dim} numbers of a clip{method}.
 | a clip | |
 |---|---|
 | shape | ({shape}), RGB, float32 |
-| frames | {frames}, at a stride of {stride} |
+| frames | {frames}, at a stride of {stride:g} |
 | size | {size} x {size} pixels |
 | normalised | from [0, 1], by mean {mean} and standard deviation {std} |
 

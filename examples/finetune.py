@@ -26,9 +26,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from _checkpoints import Run, encoder_weights, publish, resume, save, seed_rank
-from _classify import ZOOM, Classifier, TrainingViews, to_input, training_recipe, width_of
+from _classify import ZOOM, Classifier, TrainingViews, to_input, training_recipe
 from _data import Data
-from _features import absolute, open_encoder, parts, saved_with
+from _features import absolute, open_encoder, parts, saved_with, width_of
 from _optimizer import (
     average_gradients,
     drops,
@@ -150,7 +150,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def settle(args: argparse.Namespace) -> None:
     """Fill in what the checkpoint says, and refuse what does not go together."""
-    of_file = {} if args.checkpoint == "random" else saved_with(parts(args.checkpoint)[1])
+    of_file = {} if args.checkpoint == "random" else saved_with(args.checkpoint, args.backbone)
     args.backbone = parts(args.checkpoint)[0] or of_file.get("backbone") or args.backbone
     for name in ("backbone", "frames", "stride", "size"):
         if getattr(args, name) is None:
@@ -166,6 +166,13 @@ def settle(args: argparse.Namespace) -> None:
     )
     need(0 < args.layer_decay <= 1, f"--layer-decay must be in (0, 1]; got {args.layer_decay}")
     need(args.mixup >= 0, f"--mixup must be at least 0; got {args.mixup}")
+    falls = args.schedule == "drops"
+    given = args.drop_epochs != PRESETS[args.preset].get("drop_epochs", [])
+    need(falls or not given, f"--schedule {args.schedule} ignores --drop-epochs "
+         f"{args.drop_epochs}: give --schedule drops, or leave them out")  # fmt: skip
+    if falls and not any(epoch < args.epochs for epoch in args.drop_epochs):
+        say(f"the learning rate never falls: none of --drop-epochs {args.drop_epochs} is below "
+            f"--epochs {args.epochs}; --schedule cosine fits any length")  # fmt: skip
 
 
 def build(

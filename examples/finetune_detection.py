@@ -37,7 +37,7 @@ from _features import absolute, build, file_hash, parts, saved_with, versions
 from _keyframes import Keyframes, batches_of_videos, open_loader
 from _optimizer import drops, make_optimizer, parameter_groups, set_rate
 from _report import Report, json_text
-from _resume import need, refusing, say, write_whole
+from _resume import need, refusing, replacing, say, start, write_whole
 from _settings import begin_parser
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -99,7 +99,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def settle(args: argparse.Namespace) -> None:
     """Fill in what the checkpoint says, and refuse what does not go together."""
-    of_file = {} if args.checkpoint == "random" else saved_with(parts(args.checkpoint)[1])
+    of_file = {} if args.checkpoint == "random" else saved_with(args.checkpoint, args.backbone)
     args.backbone = parts(args.checkpoint)[0] or of_file.get("backbone") or args.backbone
     for name in ("backbone", "frames", "stride"):
         if getattr(args, name) is None:
@@ -114,6 +114,13 @@ def settle(args: argparse.Namespace) -> None:
          f"got {low} {high}")  # fmt: skip
     need(0 < args.iou <= 1, f"--iou must be in (0, 1]; got {args.iou}")
     need(0 <= args.dropout < 1, f"--dropout must be in [0, 1); got {args.dropout}")
+    need(0 < args.layer_decay <= 1, f"--layer-decay must be in (0, 1]; got {args.layer_decay}")
+    need(args.weight_decay >= 0, f"--weight-decay must be at least 0; got {args.weight_decay}")
+    need(args.rate is None or args.rate > 0, f"--rate must be above 0; got {args.rate}")
+    need(0 <= args.warmup_epochs < args.epochs, "--warmup-epochs must be at least 0 and below "
+         f"--epochs {args.epochs}; got {args.warmup_epochs}")  # fmt: skip
+    need(0 <= args.seed < 2**32, f"--seed must be in [0, {2**32}); got {args.seed}")
+    need(args.workers >= 0, f"--workers must be at least 0; got {args.workers}")
     need(args.batch_size % world_size() == 0,
          f"--batch-size {args.batch_size} cannot be divided by {world_size()} ranks")  # fmt: skip
 
@@ -197,7 +204,7 @@ def open_encoder(args: argparse.Namespace) -> tuple[nn.Module, Report]:
 # The run.
 
 
-def train(args: argparse.Namespace, device: str) -> None:
+def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> int:
     settle(args)
     lists = Lists(args)
     training = Keyframes(lists.train, args, train=True)
@@ -214,7 +221,7 @@ def train(args: argparse.Namespace, device: str) -> None:
     )  # fmt: skip
     optimizer = make_optimizer(groups, "sgd", args.lr)
     progress: Report = {"history": [], "last": {}, "best": {"mAP": -1.0}}  # by epochs
-    if (state := begin(args)) is not None:
+    if (state := begin(args, lists)) is not None:
         detector.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         progress = state["progress"]
@@ -242,23 +249,24 @@ def train(args: argparse.Namespace, device: str) -> None:
             with refusing(OSError):
                 if epoch + 1 == args.epochs:
                     write_whole(args.out / "detections.csv", as_csv(found, lists))
-                save(args, detector, optimizer, progress, is_best)
+                save(args, lists, detector, optimizer, progress, is_best)
     bar.close()
     if rank() == 0:
         results = {name: progress[name] for name in ("last", "best")}
         report = {
             "results": results, "encoder": about_encoder, "data": lists.about,
             "protocol": protocol(args), "settings": settings_of(args), "versions": versions(),
-            "device": device, "ranks": world_size(),
+            "device": str(device), "ranks": world_size(),
         }  # fmt: skip
         with refusing(OSError):
             write_whole(args.out / "result.json", json_text(report))
         for name, result in results.items():
             say(f"mAP of the {name} epoch, {result['epoch']}: {result['mAP']:.4f}")
         say(f"finished: {args.out / 'result.json'}")
+    return 0
 
 
-def begin(args: argparse.Namespace) -> Report | None:
+def begin(args: argparse.Namespace, lists: Lists) -> Report | None:
     """Make the folder of the run, or read how far it has come."""
     last = args.out / "last.pt"
     need(
@@ -280,6 +288,10 @@ def begin(args: argparse.Namespace) -> Report | None:
         if now[name] != before
     ]
     need(not differ, f"{args.out} was begun with other settings: {', '.join(differ)}")
+    before = state.get("files", {})
+    changed = [f for f, digest in lists.about["files"].items() if before.get(f, digest) != digest]
+    need(not changed, f"{', '.join(changed)} was another list when {args.out} was begun: bring it "
+         "back, or begin anew in another --out")  # fmt: skip
     return state
 
 
@@ -330,6 +342,7 @@ def classify(model: nn.Module, clips: Tensor, boxes: Tensor, args: argparse.Name
 
 def save(
     args: argparse.Namespace,
+    lists: Lists,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Report,
@@ -341,12 +354,21 @@ def save(
     lines = "".join(json.dumps(line) + "\n" for line in progress["history"])
     write_whole(args.out / "log.jsonl", lines)
     whole = {**weights, "optimizer": optimizer.state_dict(), "progress": progress,
-             "settings": settings_of(args)}  # fmt: skip
+             "settings": settings_of(args), "files": lists.about["files"]}  # fmt: skip
     # First the best, for a run that ends between the two repeats this epoch.
     for name, content in (("best.pt", weights), ("last.pt", whole)):
         if name == "last.pt" or is_best:
-            torch.save(content, args.out / f"{name}.tmp")
-            os.replace(args.out / f"{name}.tmp", args.out / name)
+            save_whole(args.out / name, content)
+
+
+def save_whole(path: Path, content: Report) -> None:
+    """Write a file of tensors so that its name never stands on half of it."""
+    try:
+        with replacing(path) as unfinished:
+            torch.save(content, unfinished)
+    except RuntimeError as error:  # torch's way to say that the disk is full
+        first = str(error).partition("\n")[0]
+        raise OSError(f"{path} cannot be written; is the disk full? {first}") from error
 
 
 # The test.
@@ -356,6 +378,8 @@ def save(
 def detect(detector: Detector, keyframes: Keyframes, args: argparse.Namespace) -> data.ActionBoxes:
     """Classify all boxes of the test; all ranks get all of them."""
     detector.eval()
+    for buffer in detector.buffers() if world_size() > 1 else []:
+        dist.broadcast(buffer, 0)  # ranks see other clips, and the statistics of rank 0 are saved
     loader = open_loader(keyframes, batches_of_videos(keyframes, args.batch_size))
     parts_of_rank = [(torch.empty(0).long(), torch.empty(0, args.num_actions))]
     for clips, boxes, _, rows in tqdm(loader, "test", disable=rank() > 0, leave=False):
@@ -439,21 +463,7 @@ def as_csv(found: data.ActionBoxes, lists: Lists) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    gpu, many = torch.cuda.is_available(), "RANK" in os.environ
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
-    if gpu:
-        torch.cuda.set_device(device)
-    if many:
-        dist.init_process_group("nccl" if gpu else "gloo")
-    try:
-        train(args, device)
-    except data.DecodeError as error:  # of a worker with all that lies above it
-        need(False, str(error).strip().splitlines()[-1])
-    finally:
-        if many:
-            dist.destroy_process_group()
-    return 0
+    return start(partial(train, parse_args(argv)))
 
 
 if __name__ == "__main__":

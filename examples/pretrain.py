@@ -7,14 +7,13 @@
 
 This file is the settings, the methods and the loop: read it from top to bottom, copy it, change it.
 Copy the files beside it with it: `_data.py` reads videos, `_checkpoints.py` and `_resume.py` let a
-stopped run go on, `_watch.py` has numbers, pictures and health, `_optimizer.py` learning rates and
-`_settings.py` what the command lines of several scripts share.
+stopped run go on, `_watch.py` has numbers, pictures and health, `_optimizer.py` learning rates,
+`_features.py` makes encoders, `_settings.py` and `_report.py` are shared by several scripts.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import math
 import sys
@@ -28,6 +27,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from _checkpoints import Run, publish, resume, save, seed_rank
 from _data import Data
+from _features import build as build_backbone
+from _features import width_of
 from _optimizer import (
     average_gradients,
     half_cosine,
@@ -95,7 +96,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--queue", "gather", "what ranks hold of it", choices=("gather", "shard", "local"))
     add("--negatives", "queue", "where from", choices=("queue", "queue+batch"))
     add("--temperature", 0.1, "of the loss", type=float)
-    add("--form", "out", "several positives", choices=("out", "in", "per_positive"))
+    forms = ("out", "in", "per_positive")
+    add("--form", None, "of several positives; default: out, of rho-moco the last", choices=forms)
     add("--momentum", 0.994, "of the key encoder, rising to 1", type=float)
     add("--neighbors", 5, "positives of other videos", type=int)
     add("--accept", "agreed", "those that both clips find, or all", choices=("agreed", "all"))
@@ -131,6 +133,8 @@ def settle(args: argparse.Namespace) -> None:
     has_key_encoder = args.method in HAS_KEY_ENCODER
     if args.method == "rho-moco":
         args.neighbors = 0
+    if args.form is None:
+        args.form = "per_positive" if args.method == "rho-moco" else "out"
     if args.lr is None:
         args.lr = (0.4 if args.optimizer == "sgd" else 1e-3) * args.batch_size / 512
     if args.collapse_std is None:
@@ -138,11 +142,13 @@ def settle(args: argparse.Namespace) -> None:
     if args.batch_norm is None:
         # Shuffling sends every clip to every rank: on many it costs more than the step.
         args.batch_norm = "sync" if gpu else "shuffle" if has_key_encoder else "local"
-    check_run(args, "dim", "queue_size")
+    check_run(args, "dim", "queue_size", "temperature")
     low, high = args.crop
     wrong = {
         f"--crop must rise within (0, 1]; got {low} {high}": not 0 < low <= high <= 1,
         f"--clips must be at least 2; got {args.clips}": args.clips < 2,
+        f"--momentum must be in [0, 1]; got {args.momentum}": not 0 <= args.momentum <= 1,
+        f"--neighbors must be at least 0; got {args.neighbors}": args.neighbors < 0,
         f"--queue-size {args.queue_size} cannot be divided by {ranks} ranks":
             args.queue == "shard" and args.queue_size % ranks,
         f"--neighbors {args.neighbors} are more than --queue-size {args.queue_size}":
@@ -155,6 +161,9 @@ def settle(args: argparse.Namespace) -> None:
     }  # fmt: skip
     for message, holds in wrong.items():
         need(not holds, message)
+    if args.accumulate > 1 and (not has_key_encoder or args.negatives == "queue+batch"):
+        say(f"--accumulate {args.accumulate}: the negatives of a batch are those of a part, "
+            f"{args.batch_size // args.accumulate} videos and not {args.batch_size}")  # fmt: skip
 
 
 # Methods: each makes a loss, and keys for the queue, of B videos of V clips.
@@ -165,18 +174,13 @@ class Encoder(nn.Module):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
-        if ":" in args.backbone:
-            module, function = args.backbone.split(":")
-            self.backbone = getattr(importlib.import_module(module), function)()
-        else:
-            need(args.backbone in backbones.__all__, f"--backbone {args.backbone} is not in "
-                 "iivcl.backbones; a function of your own is my_module:my_function")  # fmt: skip
-            self.backbone = getattr(backbones, args.backbone)()
+        self.backbone = build_backbone(args.backbone, args.seed)  # alike on all ranks, as the head
         if args.init is not None:
             with refusing(ValueError, OSError):
                 report = backbones.load_weights(self.backbone, args.init)
             say(f"weights of {args.init}; not used: {len(report.unused)} tensors")
-        width = self.backbone.feature_dim
+        with refusing(ValueError):  # of clips that the encoder does not take
+            width = width_of(self.backbone, args, "cpu")
         # In short runs on few videos, a head without norm leaves all embeddings alike for long.
         norm = "batch" if args.head_norm == "batch" else None
         self.head = backbones.ProjectionHead(width, width, args.dim, norm=norm)
@@ -306,7 +310,6 @@ def places(own: Tensor, everyone: Tensor) -> tuple[Tensor, Tensor]:
 
 def build(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> Run:
     """Make everything that changes, as it is at step 0."""
-    torch.manual_seed(args.seed)  # the same weights on all ranks
     encoder: nn.Module = Encoder(args).to(device, memory_format=layout(args))
     if args.batch_norm == "sync":
         encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
@@ -353,8 +356,8 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
 def train(args: argparse.Namespace, device: torch.device, hosts: dist.ProcessGroup) -> int:
     settle(args)
     signals, data = Signals(), Data(args)
-    begin_folder(args, data.files, hosts)
     run = build(args, device, hosts)
+    begin_folder(args, data.files, hosts)
     source = resume(run, args.out / "checkpoints") if args.resume else None
     need(
         not data.is_tar or run.ranks == world_size() or run.step % data.steps == 0,
@@ -402,7 +405,7 @@ def take_steps(
             inter_weight = args.inter_weight * (run.step >= args.inter_start * total)
             if run.key_encoder is not None:
                 momentum_update_(run.key_encoder, run.encoder, momentum)
-            keys, rows, losses = [], [], []
+            keys, rows, of_parts = [], [], []
             for number, part in enumerate(parts, start=1):
                 part = (x.to(run.device, non_blocking=True) for x in part)
                 clips, videos, labels, *group_ids = part
@@ -416,12 +419,13 @@ def take_steps(
                 run.scaler.scale(out.terms["loss"] / len(parts)).backward()
                 keys.append(out.key.flatten(0, 1))
                 rows.append(torch.stack([ids, videos, labels]).repeat_interleave(args.clips, 1))
-                losses.append(out.terms["loss"].detach())
+                of_parts.append({name: term.detach() for name, term in out.terms.items()})
             run.scaler.step(run.optimizer)
             run.scaler.update()
             run.optimizer.zero_grad()
             run.step += 1
-            recent.append((run.step, torch.stack(losses).mean(), torch.cat([p[1] for p in parts])))
+            terms = {n: torch.stack([part[n] for part in of_parts]).mean() for n in of_parts[0]}
+            recent.append((run.step, terms["loss"], torch.cat([p[1] for p in parts])))
 
             stops = signals.seen_by_any(run.hosts)
             ends_epoch = run.step % data.steps == 0
@@ -430,7 +434,6 @@ def take_steps(
             if looks or saves:  # before the queue has the keys of this step
                 check_finite(run, recent, data.set.path)
                 found = look_up(run, out.key[:, 0], ids)
-                terms = {**out.terms, "loss": recent[-1][1]}
                 line = describe(run, terms, out.query, found, ids, labels)
                 if run.step > warmup:
                     check_spread(recent, data.set.path, line["embedding_std"], args.collapse_std)

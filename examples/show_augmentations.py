@@ -12,11 +12,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from iivcl import augment
-from iivcl.data import probe, read_clips
+from iivcl.data import DecodeError, probe, read_clips
 
 SIZE = 112  # pixels of a frame on the sheet
 ROWS = {  # a name and what is drawn; the presets without their normalization, which no eye can read
@@ -46,12 +47,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.frames < 1:
         parser.error(f"--frames must be at least 1; got {args.frames}")
+    if args.out.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        parser.error(f"--out must be a file such as .png or .svg; got {args.out}")
+    if not args.out.parent.is_dir():
+        parser.error(f"--out: no such folder: {args.out.parent}")
 
     if args.file is None:
         clip = scene(args.frames)  # (1, 3, T, H, W) uint8
     else:
-        last = probe(args.file).num_frames - 1
-        clip = read_clips(args.file, torch.linspace(0, last, args.frames).round().long()[None])
+        try:
+            last = probe(args.file).num_frames - 1
+            clip = read_clips(args.file, torch.linspace(0, last, args.frames).round().long()[None])
+        except DecodeError as error:
+            parser.error(str(error))
     whole = ROWS["as it is"](clip)
     generator = torch.Generator().manual_seed(args.seed)
 
@@ -65,7 +73,10 @@ def main() -> None:
         axis.set_axis_off()
         axis.text(-8, strip.shape[1] / 2, name, ha="right", va="center", fontsize=11)
     figure.subplots_adjust(left=1.6 / (args.frames + 1.6), right=1, bottom=0, top=1, hspace=0)
-    figure.savefig(args.out, dpi=90)
+    try:
+        figure.savefig(args.out, dpi=90)
+    except OSError as error:
+        parser.error(f"--out: {error}")
     print(f"wrote {args.out}")
 
 

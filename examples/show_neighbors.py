@@ -43,6 +43,10 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="PNG file to write")
     parser.add_argument("--data", type=Path, help="as for train_minimal.py")
     args = parser.parse_args()
+    if args.picture.suffix.lower() != ".png":
+        parser.error(f"the picture must be a .png file; got {args.picture}")
+    if not args.picture.parent.is_dir():
+        parser.error(f"no such folder: {args.picture.parent}")
     setting = SHAPES if args.data is None else REAL
     backbone = SmallEncoder()
     head = backbones.ProjectionHead(backbone.feature_dim, 256, DIM, num_layers=2, norm="batch")
@@ -58,12 +62,15 @@ def main() -> None:
     except Exception:  # of torch.load, which has many for what is no checkpoint, and of the keys
         parser.error(f"{args.encoder} does not hold the small encoder of train_minimal.py")
 
-    rows, purity = nearest(backbone, train, test, setting)
-    print(f"purity of {NUM_NEIGHBORS} neighbours of all held-out videos: {purity:.3f}")
-    figure = draw(rows[:MOST_ROWS], test.classes, setting.stride)
-    colours = Image.Quantize.MAXCOVERAGE  # a palette makes the file three times smaller
-    picture = Image.fromarray(figure).quantize(256, colours, kmeans=2, dither=Image.Dither.NONE)
-    picture.save(args.picture, optimize=True)
+    try:
+        rows, purity = nearest(backbone, train, test, setting)
+        print(f"purity of {NUM_NEIGHBORS} neighbours of all held-out videos: {purity:.3f}")
+        figure = draw(rows[:MOST_ROWS], test.classes, setting.stride)
+        colours = Image.Quantize.MAXCOVERAGE  # a palette makes the file three times smaller
+        picture = Image.fromarray(figure).quantize(256, colours, kmeans=2, dither=Image.Dither.NONE)
+        picture.save(args.picture, optimize=True)
+    except (OSError, ValueError, data.DecodeError) as error:
+        parser.error(str(error).strip().rpartition("DecodeError: ")[2])  # after a stack
     print(f"picture: {args.picture}")
 
 
@@ -78,7 +85,11 @@ class Hit(NamedTuple):
 def nearest(
     backbone: nn.Module, train: data.Manifest, test: data.Manifest, setting: Setting
 ) -> tuple[list[list[Hit]], float]:
-    """Find neighbours of the first held-out video of every class; and the purity over all."""
+    """Find neighbours of the first held-out video of every class; and the purity over all.
+
+    Raises:
+        ValueError: Too few videos can be read, or none of those held out has a class.
+    """
     recipe = data.ClipRecipe(num_frames=NUM_FRAMES, stride=setting.stride, sampling="uniform")
     normalize = augment.Normalize(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
     model, sides = nn.Sequential(augment.ToFloat(), normalize, backbone), []
@@ -87,13 +98,18 @@ def nearest(
         loader = DataLoader(clips, 64, num_workers=2, collate_fn=data.collate_clips)
         sides.append(extract_features(model, loader, device="cpu"))
     (queries, test_videos, labels), (bank, train_videos, bank_labels) = sides
+    known = labels[labels >= 0].unique()
+    if len(bank) < NUM_NEIGHBORS or len(known) == 0:
+        needed = f"{NUM_NEIGHBORS} training videos and a held-out one with a class"
+        found = f"{len(bank)} and {int((labels >= 0).sum())}"
+        raise ValueError(f"--data must have {needed} that can be read; got {found}")
     queries, bank = queries - bank.mean(0), bank - bank.mean(0)
 
     queue = NNSupportQueue(len(bank), bank.shape[1])
     queue.enqueue(bank, torch.arange(len(bank)))  # which no query has as its id
     found = queue.nearest(queries, NUM_NEIGHBORS, ids=torch.full((len(queries),), -1))  # (B, k)
     rows = []
-    for label in labels.unique():
+    for label in known:
         first = (labels == label).nonzero()[0].item()
         rows.append([Hit(test.paths[test_videos[first]], label.item(), 1.0)])
         ids = queue.ids[found.indices[first]]
@@ -110,6 +126,10 @@ def middle(pixels: int) -> augment.Compose:
 def draw(rows: list[list[Hit]], classes: list[str], stride: int) -> np.ndarray:
     """Draw one row per query: its strip, then those of its neighbours with their cosine."""
     names = [Path(name).name.replace("_", " ") for name in classes]
+
+    def name_of(label: int) -> str:
+        return "unknown" if label < 0 else names[label] if names else str(label)
+
     paths = [hit.path for row in rows for hit in row]
     recipe = data.ClipRecipe(
         num_frames=NUM_FRAMES, stride=stride, clips_per_video=1, sampling="uniform"
@@ -134,9 +154,9 @@ def draw(rows: list[list[Hit]], classes: list[str], stride: int) -> np.ndarray:
             for spine in axis.spines.values():
                 spine.set(color=colour, linewidth=0 if place == 0 else 2.5)
             if place > 0:
-                other = "" if label == query_label else f", {names[label] if names else label}"
+                other = "" if label == query_label else f", {name_of(label)}"
                 axis.set_xlabel(f"{cosine:.3f}{other}", color=colour, fontsize=13, labelpad=3)
-        name = names[query_label] if names else str(query_label)
+        name = name_of(query_label)
         row[0].set_ylabel(name, color=TEXT, fontsize=16, rotation=0, ha="right", va="center")
     titles = ["held-out video", "nearest", "second", "third"]
     for axis, title in zip(axes[0], titles, strict=False):

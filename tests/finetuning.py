@@ -16,6 +16,7 @@ from iivcl.data import make_synthetic_videos
 SMALL = [
     "--batch-size=4", "--epochs=2", "--lr=0.05", "--schedule=cosine", "--log-every=1",
     "--workers=0", "--clips=2", "--crops=1", "--dropout=0.1", "--save-every=2",
+    "--backbone=tiny_encoder:with_norm",
 ]  # fmt: skip
 VIEWS = {"frames": 4, "stride": 1.0, "size": 32}
 
@@ -33,10 +34,10 @@ def write_set(folder: Path, in_training: int = 4) -> Path:
     return folder / "split.csv"
 
 
-def write_encoder(path: Path, seed: int = 1) -> Path:
+def write_encoder(path: Path, seed: int = 1, of: str = "tiny_encoder:with_norm") -> Path:
     torch.manual_seed(seed)
     model = tiny_encoder.with_norm().state_dict()
-    torch.save({"model": model, "backbone": "tiny_encoder:with_norm", **VIEWS}, path)
+    torch.save({"model": model, "backbone": of, **VIEWS}, path)
     return path
 
 

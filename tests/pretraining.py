@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import io
 import json
+import resource
 import signal
 import tarfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.distributed.fsdp
 from example_runs import load
+
+from iivcl import MoCoQueue, NNSupportQueue
 
 SMALL = [
     "--frames=4", "--stride=1", "--size=32", "--backbone=tiny_encoder:with_norm", "--dim=8",
@@ -115,6 +119,30 @@ def gradients_of_parts(rank: int, world: int) -> list[list[torch.Tensor]]:
         whole = [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in model.parameters()]
         gradients.append(whole)
     return gradients
+
+
+def purity_of_labelled(rank: int, world: int) -> float:
+    """Log the purity of neighbours of which only those of rank 0 have a label, and are alike."""
+    queue, labels = NNSupportQueue(4, 3), MoCoQueue(4, 1)
+    keys = torch.eye(3)[[0, 1]]
+    queue.enqueue(keys, torch.tensor([10, 11]) + 2 * rank)
+    labels.enqueue(keys[:, :1], torch.tensor([5, 5]) if rank == 0 else torch.tensor([-1, -1]))
+    run, watch = SimpleNamespace(queue=queue, labels=labels), load("_watch")
+    own, known = torch.tensor([0, 1]), torch.tensor([5, 5] if rank == 0 else [-1, -1])
+    found = watch.look_up(run, keys, own)
+    line = watch.describe(run, {"loss": torch.ones(())}, keys[:, None], found, own, known)
+    return float(line["neighbor_purity"])
+
+
+@contextmanager
+def small_disk(folder: Path, bytes_of_a_file: int = 6_000) -> Iterator[None]:
+    """No file may grow over some bytes, which is what a full disk does to a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def write_shards(videos: Path, folder: Path) -> Path:

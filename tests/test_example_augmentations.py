@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from example_runs import start
 
-from iivcl.data import DecodeError, make_synthetic_videos
+from iivcl.data import make_synthetic_videos
 
 
 def test_it_draws_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,8 +26,29 @@ def test_it_draws_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (edges == 1).sum() == 12
 
 
-def test_a_missing_file_is_a_clear_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("file", "out", "message"),
+    [
+        ("gone.mp4", "a.png", "{file}: No such file"),
+        ("broken.mp4", "a.png", "{file}: Invalid data found"),
+        ("empty", "a.png", "{file}: the folder holds no images"),
+        (None, "a.foo", "--out must be a file such as .png or .svg; got {out}"),
+        (None, "empty", "--out must be a file such as .png or .svg; got {out}"),
+        (None, "gone/a.png", "--out: no such folder: {out.parent}"),
+        (None, "folder.png", "--out: [Errno 21] Is a directory: '{out}'"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    file: str | None, out: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DecodeError, match=r"gone\.mp4: No such file"):
-        start("show_augmentations", tmp_path / "gone.mp4", capsys=capsys)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    for name in ("empty", "folder.png"):
+        (tmp_path / name).mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    given = [] if file is None else [tmp_path / file]
+    options = ("--frames", 1, "--out", tmp_path / out)
+    done = start("show_augmentations", *given, *options, capsys=capsys)
+    assert (done.status, done.out) == (2, "")
+    expected = message.format(file=tmp_path / (file or ""), out=tmp_path / out)
+    assert done.err.splitlines()[-1].startswith(f"show_augmentations: error: {expected}")
+    assert sorted(tmp_path.rglob("*")) == before

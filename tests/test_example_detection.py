@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -93,9 +94,15 @@ def arguments(scenes: Path, out: Path, *options: object) -> list[str]:
 
 
 def finetune(scenes: Path, out: Path, *options: object) -> dict[str, Any]:
-    module = pretraining.load("finetune_detection")
-    assert module.main(arguments(scenes, out, *options)) == 0
+    assert start(scenes, out, *options) == 0
     return json.loads((out / "result.json").read_text())  # type: ignore[no-any-return]
+
+
+def start(scenes: Path, out: Path, *options: object) -> int:
+    try:
+        return int(pretraining.load("finetune_detection").main(arguments(scenes, out, *options)))
+    finally:
+        pretraining.end_group()
 
 
 def read_detections(file: Path, num_actions: int = 5) -> ActionBoxes:
@@ -209,7 +216,7 @@ def test_it_begins_with_the_weights_of_a_checkpoint_and_ends_with_what_others_re
     torch.save({"model": weights, **about}, tmp_path / "encoder.pt")
     module = pretraining.load("finetune_detection")
     given = arguments(scenes, tmp_path / "run", "--epochs=1", "--lr=1e-30", "--drop-epochs")
-    kept = [a for a in given[1:] if not re.match("--(backbone|frames|stride)=", a)]
+    kept = [a for a in given[1:] if not re.match("--(frames|stride)=", a)]
     assert module.main([str(tmp_path / "encoder.pt"), *kept]) == 0
     report = json.loads((tmp_path / "run" / "result.json").read_text())
     assert report["encoder"]["backbone"] == "tiny_encoder:with_map"
@@ -303,13 +310,20 @@ def test_images_come_at_a_rate_that_is_given(tmp_path: Path) -> None:
         (["--train={other}"], r"videos lacks 1 videos of the lists, as \['v999'\]$"),
         (["--actions={train}"], r"train\.csv, line 1: needs item \{ name: "),
         (["--num-actions=4"], r"actions\.pbtxt has actions beyond --num-actions$"),
-        (["--begin=0"], r"v00\d\.mp4: no frame at 90\S+ s, for the last is at 1\.9"),
         (["--batch-size=15"], r"has 14 keyframes, and a step takes 15: use a smaller --batch"),
         (["--size=60"], r"--zoom must rise from at least --size 60; got 48 56$"),
         (["--zoom", "56", "48"], r"--zoom must rise from at least --size 48; got 56 48$"),
         (["--epochs=0"], r"--epochs must be above 0; got 0$"),
         (["--iou=0"], r"--iou must be in \(0, 1\]; got 0\.0$"),
         (["--dropout=1"], r"--dropout must be in \[0, 1\); got 1\.0$"),
+        (["--layer-decay=0"], r"--layer-decay must be in \(0, 1\]; got 0\.0$"),
+        (["--layer-decay=3"], r"--layer-decay must be in \(0, 1\]; got 3\.0$"),
+        (["--weight-decay=-1"], r"--weight-decay must be at least 0; got -1\.0$"),
+        (["--rate=0"], r"--rate must be above 0; got 0\.0$"),
+        (["--warmup-epochs=-1"], r"--warmup-epochs must .* below --epochs 2; got -1\.0$"),
+        (["--warmup-epochs=2"], r"--warmup-epochs must .* below --epochs 2; got 2\.0$"),
+        (["--seed=-1"], r"--seed must be in \[0, 4294967296\); got -1$"),
+        (["--workers=-1"], r"--workers must be at least 0; got -1$"),
         (["--backbone=tiny_encoder:with_norm"], r"with_norm is no VideoEncoder, which has a map"),
         (["--backbone=resnet"], r"--backbone resnet is not in iivcl\.backbones"),
         (["--out={train}"], r"(Not a directory|File exists).*train\.csv"),
@@ -338,10 +352,35 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     assert sorted(set(tmp_path.iterdir()) - {tmp_path / "run"}) == before
 
 
-def test_what_a_worker_cannot_read_is_one_line_too(scenes: Path, tmp_path: Path) -> None:
-    message = r"^error: [^\n]*v00\d\.mp4: no frame at [^\n]*$"
-    with pytest.raises(SystemExit, match=message), workers_end():
-        finetune(scenes, tmp_path / "run", "--begin=0", "--workers=1")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_read_is_one_line_too(
+    workers: int, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with workers_end():
+        assert start(scenes, tmp_path / "run", "--begin=0", f"--workers={workers}") == 1
+    message = r"^rank 0: \S+v00\d\.mp4: no frame at 90\S+ s, for the last is at 1\.9.*$"
+    assert re.search(message, capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_run_does_not_go_on_with_another_list(scenes: Path, tmp_path: Path) -> None:
+    train = tmp_path / "train.csv"
+    lines = (scenes / "train.csv").read_text().splitlines()
+    train.write_text("\n".join(lines))
+    given = (scenes, tmp_path / "run", f"--train={train}", "--epochs=1")
+    whole = finetune(*given)
+    train.write_text("\n".join(lines[:-4]))
+    with pytest.raises(SystemExit, match=r"train\.csv was another list when \S+run was begun: bri"):
+        finetune(*given, "--resume=auto")
+    train.write_text("\n".join(lines))
+    assert finetune(*given, "--resume=auto") == whole
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_a_file(scenes: Path, tmp_path: Path) -> None:
+    message = r"^error: \S+best\.pt cannot be written; is the disk full\? .*$"
+    with pytest.raises(SystemExit, match=message) as error, pretraining.small_disk(tmp_path):
+        finetune(scenes, tmp_path / "run")
+    assert len(str(error.value.code).splitlines()) == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]
 
 
 def test_help_fits_a_screen_and_a_half(
@@ -375,16 +414,22 @@ def test_it_learns_what_moves_how(tmp_path: Path) -> None:
     assert report["results"]["last"]["mAP"] > 0.65
 
 
+def on_two_ranks(
+    patch: pytest.MonkeyPatch, scenes: Path, out: Path
+) -> subprocess.CompletedProcess[str]:
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+    patch.setenv("OMP_NUM_THREADS", "1")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(EXAMPLES / "finetune_detection.py"), *arguments(scenes, out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow  # starts real processes
-def test_two_processes_classify_every_box_once(
+def test_two_processes_classify_every_box_once_with_the_detector_that_they_save(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    script, out = EXAMPLES / "finetune_detection.py", tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, str(script), *arguments(scenes, out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    out = tmp_path / "run"
+    done = on_two_ranks(monkeypatch, scenes, out)
     assert done.returncode == 0, done.stderr
     report = json.loads((out / "result.json").read_text())
     assert report["ranks"] == 2
@@ -394,3 +439,27 @@ def test_two_processes_classify_every_box_once(
     truth = read_ava_boxes(scenes / "test.csv", num_actions=5)
     again = detection_map(found, truth, classes=[1, 2, 4, 5])
     assert report["results"]["last"]["mAP"] == pytest.approx(again[0], abs=1e-6)
+
+    module = pretraining.load("finetune_detection")
+    args = module.parse_args(arguments(scenes, out))
+    module.settle(args)
+    detector = module.Detector(module.open_encoder(args)[0], args)
+    detector.load_state_dict(torch.load(out / "last.pt", weights_only=True)["model"])
+    testing = pretraining.load("_keyframes").Keyframes(module.Lists(args).test, args, train=False)
+    scores = module.detect(detector, testing, args).actions[:, [0, 1, 3, 4]]
+    torch.testing.assert_close(found.actions[:, [0, 1, 3, 4]], scores, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow  # starts real processes
+def test_the_rank_that_fails_says_why(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the test, the second rank reads the second video."""
+    for path in scenes.iterdir():
+        if path.name != "videos":
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(scenes / "videos", tmp_path / "videos")
+    (tmp_path / "videos" / "v008.mp4").write_bytes(b"no video")
+    done = on_two_ranks(monkeypatch, tmp_path, tmp_path / "run")
+    assert done.returncode != 0
+    assert re.search(r"rank 1: \S+v008\.mp4: Invalid data.*$", done.stderr, re.MULTILINE)

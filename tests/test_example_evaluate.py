@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -38,7 +40,7 @@ from iivcl.evaluation import knn_classify
 
 Report = dict[str, Any]
 VIEWS = {"frames": 4, "stride": 1.0, "size": 32}
-FAST = ["--workers=0", "--clips=3"]
+FAST = ["--workers=0", "--clips=3", "--backbone=tiny_encoder:with_norm"]
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +359,12 @@ def test_what_pretraining_says_on_its_way_is_what_is_measured(videos: Path, tmp_
     assert about["encoder"] == "query"
 
 
+NAMED = (
+    r"named\.pt is of an encoder of your own: give --backbone named_by_a_file:make, or "
+    r"named_by_a_file:make=.*named\.pt$"
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -367,10 +375,10 @@ def test_what_pretraining_says_on_its_way_is_what_is_measured(videos: Path, tmp_
         (["{encoder}", "{videos}", "--out={videos}"], r"--out .* cannot be written$"),
         (["{encoder}", "{videos}", "--beside", "mc3_18={encoder}"],
          r"encoder\.pt' holds another network than `backbone`; 100 tensors .* in the file$"),
-        (["{encoder}", "{videos}", "--backbone=resnet", "--beside", "random"],
+        (["random", "{videos}", "--backbone=resnet", "--frames=4", "--stride=1", "--size=32"],
          r"--backbone resnet is not in iivcl\.backbones; "),
         (["{plain}", "{videos}"], r"no checkpoint says it: give --frames$"),
-        (["{plain}", "{videos}", "--frames=4", "--stride=1", "--size=32"],
+        (["{plain}", "{videos}", "--backbone=", "--frames=4", "--stride=1", "--size=32"],
          r"plain\.pt does not say its backbone: give --backbone, or BACKBONE=FILE$"),
         (["{encoder}", "{lacking}"],
          r"the queries have classes that no video of the gallery has: up_down$"),
@@ -384,14 +392,31 @@ def test_what_pretraining_says_on_its_way_is_what_is_measured(videos: Path, tmp_
         (["{encoder}", "{videos}", "--frames=13", "--short=error", "--on-error=raise"],
          r"\.mp4: a clip of 13 frames .* needs frame 12, but the video has 12 frames; "),
         (["{encoder}", "{unreadable}", "--workers=1"], r"none of the 4 videos of a batch can be "),
-        (["{encoder}", "{unreadable}"], r"none of the 4 videos of a batch can be read$"),
+        (["{encoder}", "{unreadable}"],
+         r"none of the 4 videos of a batch can be read: .*0.mp4: No such file"),
+        (["{encoder}", "{unreadable}", "--batch-size=1"],
+         r"none of the 1 videos of a batch can be read: .*0.mp4: No such file"),
+        (["{named}", "{videos}"], NAMED),
+        (["{named}", "{videos}", "--backbone="], NAMED),
+        (["{encoder}", "{videos}", "--beside", "{named}"], NAMED),
+        (["{encoder}", "{videos}/split.csv", "--query=train"],
+         r"12 files are in the gallery and in the queries, such as .*\.mp4: list each on one "),
+        (["{encoder}", "{twice}"], r"1 files are in the gallery and in the queries, such as .*0\."),
+        (["{encoder}", "{videos}/split.csv", "--leave-one-out", "--hold-out=0.3"],
+         r"--hold-out and --leave-one-out exclude one another: give one of them$"),
+        (["{encoder}", "{videos}", "--set=ucf101", "--leave-one-out"], r"--set and --leave-one-o"),
+        (["{encoder}", "{videos}", "--set=ucf101", "--hold-out=0.3"], r"--set and --hold-out "),
+        (["{encoder}", "{videos}/split.csv", "--sgd-epochs=-1"],
+         r"--sgd-epochs must be at least 0; got -1$"),
+        (["--again={other}"], r"--again .*other\.json is no result of evaluate\.py$"),
         (["--again={encoder}"], r"."),
         (["--again={lacking}"], r"."),
     ],
 )  # fmt: skip
 def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
-    videos: Path, encoder: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+    videos: Path, encoder: Path, tmp_path: Path, arguments: list[str], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     saved = torch.load(encoder, weights_only=True)
     torch.save(saved["model"], tmp_path / "plain.pt")
     saved["model"]["1.1.weight"] *= 1e6  # features at which no step of such a rate is finite
@@ -402,8 +427,15 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     (tmp_path / "lacking.csv").write_text("\n".join(["path,label,split", *lines, lines[0]]))
     broken = [f"{n}.mp4,{n % 2}" for n in range(4)]
     (tmp_path / "unreadable.csv").write_text("\n".join(["path,label", *broken]))
-    files = {name: tmp_path / f"{name}.csv" for name in ("lacking", "unreadable")}
-    files |= {name: tmp_path / f"{name}.pt" for name in ("plain", "loud")}
+    twice = [f"{n // 2}.mp4,0,{('train', 'test')[n > 0]}" for n in range(4)]
+    (tmp_path / "twice.csv").write_text("\n".join(["path,label,split", *twice]))
+    torch.save({**saved, "backbone": "named_by_a_file:make"}, tmp_path / "named.pt")
+    (tmp_path / "named_by_a_file.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "other.json").write_text('{"settings": {"a": 1}}')
+    files = {name: tmp_path / f"{name}.csv" for name in ("lacking", "unreadable", "twice")}
+    files |= {name: tmp_path / f"{name}.pt" for name in ("plain", "loud", "named")}
+    files["other"] = tmp_path / "other.json"
     names = {"videos": videos, "encoder": encoder, **files}
     before = sorted(tmp_path.iterdir())
     given = [argument.format(**names) for argument in arguments]
@@ -414,6 +446,88 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     assert len(error.value.code.splitlines()) == 1
     assert re.search(message, error.value.code), error.value.code
     assert sorted(tmp_path.iterdir()) == before
+    assert "named_by_a_file" not in sys.modules
+
+
+def test_videos_read_one_by_one_leave_out_what_cannot_be_read(
+    videos: Path, encoder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    listed = "".join(f"{path},{path.parent.name}\n" for path in sorted(videos.glob("*/*.mp4")))
+    (tmp_path / "bad.csv").write_text(f"path,label\nbad.mp4,up_down\n{listed}")
+    one, all_at_once = (
+        result_of(tmp_path / "r.json", encoder, tmp_path / "bad.csv", f"--batch-size={size}")
+        for size in (1, 19)
+    )
+    assert one["skipped"] == all_at_once["skipped"] == [str(tmp_path / "bad.mp4")]
+    counts = [r["results"][str(encoder)]["counts"] for r in (one, all_at_once)]
+    assert counts[0] == counts[1]
+    assert counts[0]["queries"] == 18
+
+
+def test_features_without_a_video_that_was_skipped_are_not_kept(
+    videos: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    listed = "".join(f"{path},{path.parent.name}\n" for path in sorted(videos.glob("*/*.mp4")))
+    (tmp_path / "bad.csv").write_text(f"path,label\nbad.mp4,up_down\n{listed}")
+    given = [encoder, tmp_path / "bad.csv"]
+    result_of(tmp_path / "r.json", *given, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert "features are not kept in --cache: 1 videos were skipped\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"bad\.mp4: Invalid data"):
+        result_of(tmp_path / "r.json", *given, "--on-error=raise", cache=tmp_path / "cache")
+
+
+def test_a_cache_that_cannot_be_written_loses_no_result(
+    videos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    cache, features = tmp_path / "cache", pretraining.load("_features")
+
+    def save(*arguments: Any, save: Any = torch.save) -> None:
+        with pretraining.small_disk(cache, 1_000):
+            save(*arguments)
+
+    monkeypatch.setattr(features.torch, "save", save)
+    result_of(tmp_path / "r.json", encoder, videos, cache=cache)
+    printed = capsys.readouterr().out
+    assert f"features are not kept in --cache {cache}: " in printed
+    assert "chance of R@1" in printed
+    assert list(cache.iterdir()) == []
+
+
+def test_names_that_are_no_utf_8_are_measured_and_shown(
+    videos: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two classes with the same videos, whose names no terminal shows."""
+    for name in (b"caf\xe9", b"th\xe9"):
+        shutil.copytree(videos / "up_down", tmp_path / "set" / os.fsdecode(name))
+    report = result_of(tmp_path / "r.json", encoder, tmp_path / "set")
+    assert [os.fsencode(name) for name in report["classes"]] == [b"caf\xe9", b"th\xe9"]
+    printed = capsys.readouterr().out
+    assert "caf? taken for th?: " in printed
+
+
+def test_a_result_is_written_before_it_is_shown(
+    videos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(report: Report) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(pretraining.load("evaluate"), "show", show)
+    with pytest.raises(BrokenPipeError):
+        result_of(tmp_path / "r.json", encoder, videos)
+    assert str(encoder) in json.loads((tmp_path / "r.json").read_text())["results"]
+
+
+def test_a_folder_of_classes_is_parted_by_a_share(
+    videos: Path, encoder: Path, tmp_path: Path
+) -> None:
+    report = result_of(tmp_path / "r.json", encoder, videos, "--hold-out=0.4")
+    assert report["data"]["split"] == "0.4 of the videos held out by groups, seed 0"
+    counts = report["results"][str(encoder)]["counts"]
+    assert counts["gallery"] + counts["queries"] == 18
 
 
 def test_a_class_that_one_half_lacks_shifts_no_name() -> None:
@@ -659,6 +773,48 @@ def test_two_processes_count_each_video_once(
     counts = report["results"][str(encoder)]["counts"]
     assert (counts["gallery"], counts["queries"], counts["skipped"]) == (3, 2, 0)
     assert report["results"] == alone["results"]
+
+
+@pytest.mark.slow  # starts real processes
+@pytest.mark.parametrize("on_error", ["skip", "raise"])
+def test_a_rank_that_can_read_no_video_takes_part_or_says_why(
+    on_error: str, videos: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 skips all of its videos; or rank 1 meets the one that ends both."""
+    paths, bad = sorted(videos.glob("*/*.mp4"))[::4], tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    rows = [(path, n % 2, "train" if n < 3 else "test") for n, path in enumerate(paths)]
+    lines = [f"{path},{label},{split}\n" for path, label, split in rows]
+    if on_error == "skip":  # every second one is of rank 0
+        lines = [x for n, x in enumerate(lines) for x in (f"{tmp_path}/{n}.mp4,0,train\n", x)]
+    else:
+        lines[1:1] = [f"{bad},0,train\n"]
+    (tmp_path / "set.csv").write_text("".join(["path,label,split\n", *lines]))
+    given = [encoder, tmp_path / "set.csv", f"--on-error={on_error}", "--batch-size=1"]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, EXAMPLES / "evaluate.py", *FAST, *given, "--cache="]
+    command.append(f"--out={tmp_path / 'both.json'}")
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if on_error == "raise":
+        assert done.returncode != 0
+        assert f"rank 1: {bad}: Invalid data" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "both.json").read_text())
+    assert report["results"][str(encoder)]["counts"]["skipped"] == 5
+    assert report["results"] == result_of(tmp_path / "alone.json", *given)["results"]
+
+
+def test_the_width_of_an_encoder_is_found_without_a_change_to_it() -> None:
+    model = tiny_encoder.with_norm()
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    args = argparse.Namespace(frames=4, size=32)
+    assert pretraining.load("_features").width_of(model, args, "cpu") == 16
+    assert [module.training for module in model.children()] == [True, False, True, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_encoder_of_the_first_run_is_measured_as_well(videos: Path, tmp_path: Path) -> None:

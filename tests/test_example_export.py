@@ -121,12 +121,14 @@ def test_weights_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "own_tiny.py").write_text("from tiny_encoder import without_norm as build\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    clip = ["--frames", 4, "--stride", 2, "--size", 32]
+    clip = ["--frames", 4, "--stride", 2.5, "--size", 32]
     colours = ["--mean", 0.485, 0.456, 0.406, "--std", 0.229, 0.224, 0.225]
     export("other.pth", "--hub", "hub", "--backbone", "own_tiny:build", *clip, *colours)
     config = json.loads(Path("hub/config.json").read_text())
     assert config["mean"] == [0.485, 0.456, 0.406]
     assert (config["method"], config["step"]) == (None, None)
+    assert config["stride"] == 2.5
+    assert "| frames | 4, at a stride of 2.5 |" in Path("hub/README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,10 @@ def test_weights_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ([], "give the folder OUT, or --hub, or both"),
         (["out", "--batch", 0], "--batch must be above 0; got 0"),
+        (["--hub", "a", "--stride", 0], "--stride must be above 0; got 0.0"),
+        (["--hub", "a", "--std", 0.2, 0, 0.2], "--std must be above 0; got [0.2, 0.0, 0.2]"),
+        (["--hub", "a", "--std", 1, 1, "nan"], "--std must be above 0; got [1.0, 1.0, nan]"),
+        (["--hub", "a", "--mean", 0, 0, "inf"], "--mean must be finite; got [0.0, 0.0, inf]"),
         (["out", "--to", "pt2"], "is of an encoder of your own: give --backbone tiny_encoder:with"),
         (["out", "--to", "pt2", "--backbone", "r3d_18"], "is of an encoder of your own"),
         (["--hub", "."], "is there already"),
@@ -179,6 +185,13 @@ def test_a_folder_that_cannot_be_written(checkpoint: Path, tmp_path: Path) -> No
     (tmp_path / "closed").mkdir(mode=0o500)
     asked = [tmp_path / "closed/out", "--to", "pt2", *OWN]
     check_nothing_is_left(checkpoint, asked, "Permission denied")
+
+
+@pytest.mark.parametrize("form", [["out", "--to", "pt2"], ["--hub", "hub"]])
+def test_a_full_disk(checkpoint: Path, form: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkpoint.parent)
+    with pretraining.small_disk(checkpoint.parent):
+        check_nothing_is_left(checkpoint, [*form, *OWN], "File too large")
 
 
 def test_a_file_where_a_folder_should_be(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def test_a_short_run_and_its_test_are_those_of_loops(
         assert own["backbone"] == "tiny_encoder:with_norm"
         for weight, value in own["model"].items():
             assert torch.equal(value, content["model"][f"backbone.{weight}"])
+    with pytest.raises(SystemExit, match=r"--again .*result\.json is no result of evaluate\.py$"):
+        pretraining.load("evaluate").main([f"--again={out / 'result.json'}"])
     begun = read(encoder)["model"]
     assert any(not torch.equal(begun[name], own["model"][name]) for name in begun)
     assert list((out / "tensorboard").iterdir())
@@ -225,9 +228,9 @@ def test_training_views_are_squares_of_the_zoom() -> None:
         (["{encoder}", "{set}", "--test=val"], r"`name` must be .*'test'.*'val'$"),
         (["gone.pt", "{set}"], r"no such file: .*gone\.pt$"),
         (["{encoder}", "gone.csv"], r"no such file or folder: .*gone\.csv$"),
-        (["mc3_18={encoder}", "{set}"],
-         r"encoder\.pt' holds another network than `backbone`; 100 tensors .* in the file$"),
-        (["random", "{set}"], r"random does not say it: give --backbone$"),
+        (["{other}", "{set}"],
+         r"other\.pt' holds another network than `backbone`; 100 tensors .* in the file$"),
+        (["random", "{set}", "--backbone="], r"random does not say it: give --backbone$"),
         (["{encoder}", "{set}", "--hold-out=0.9"],
          r"--hold-out 0\.9 leaves no training video of: \w+, \w+"),
         (["random", "{set}", "--backbone=r3d_18", "--frames=4", "--stride=1", "--size=32"],
@@ -237,13 +240,26 @@ def test_training_views_are_squares_of_the_zoom() -> None:
         (["{encoder}", "{set}", "--warmup-epochs=2"], r"must be below --epochs 2$"),
         (["{encoder}", "{set}", "--dropout=1"], r"--dropout must be in \[0, 1\); got 1\.0$"),
         (["{encoder}", "{set}", "--zoom", "2", "1"], r"--zoom must rise from at least 1; got "),
+        (["{encoder}", "{set}", "--save-every=-5"], r"--save-every must be above 0; got -5$"),
+        (["{encoder}", "{set}", "--save-every=0"], r"--save-every must be above 0; got 0$"),
+        (["{encoder}", "{set}", "--weight-decay=-1"], r"--weight-decay must be at least 0; got -1"),
+        (["{encoder}", "{set}", "--lr=-1"], r"--lr must be at least 0; got -1\.0$"),
+        (["{encoder}", "{set}", "--workers=-1"], r"--workers must be at least 0; got -1$"),
+        (["{encoder}", "{set}", "--seed=4294967296"], r"--seed must be in \[0, 4294967296\); got "),
+        (["{encoder}", "{set}", "--drop-epochs", "1"],
+         r"--schedule cosine ignores --drop-epochs \[1\]: give --schedule drops, or leave them "),
+        (["{encoder}", "{set}", "--test=train"],
+         r"12 files are in training and in the test, such as .*\.mp4: list each on one side$"),
+        (["{named}", "{set}"], r"named\.pt is of an encoder of your own: give --backbone "
+         r"named_by_a_file:make, or named_by_a_file:make=.*named\.pt$"),
         (["{encoder}", "{set}", "--out={folder}/set.csv/run"], r"Not a directory: "),
         (["{encoder}", "{set}", "--out={folder}/old"], r"old holds a run: go on with --resume "),
     ],
 )  # fmt: skip
 def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
-    manifest: Path, encoder: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+    manifest: Path, encoder: Path, tmp_path: Path, arguments: list[str], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     lines = manifest.read_text().splitlines()
     folder = manifest.parent
     rows = [f"{folder}/{line}" for line in lines[1:]]
@@ -253,6 +269,10 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     plain = [row.rpartition(",")[0] for row in rows]
     (tmp_path / "plain.csv").write_text("\n".join(["path,label", *plain]))
     files = {name: tmp_path / f"{name}.csv" for name in ("set", "lacking", "plain")}
+    for name, of in (("named", "named_by_a_file:make"), ("other", "mc3_18")):
+        files[name] = finetuning.write_encoder(tmp_path / f"{name}.pt", of=of)
+    (tmp_path / "named_by_a_file.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
@@ -264,6 +284,34 @@ def test_what_cannot_work_ends_in_one_line_and_leaves_nothing(
     assert len(error.value.code.splitlines()) == 1
     assert re.search(message, error.value.code), error.value.code
     assert sorted(tmp_path.rglob("*")) == before
+    assert "named_by_a_file" not in sys.modules
+
+
+def test_a_test_of_single_videos_leaves_out_one_that_cannot_be_read(
+    manifest: Path, encoder: Path, tmp_path: Path
+) -> None:
+    bad = manifest.with_name("bad.mp4")
+    bad.write_bytes(b"no video")
+    listed = manifest.with_name("with_bad.csv")
+    listed.write_text(f"{manifest.read_text()}\n{bad.name},up_down,test")
+    options = ("--clips=4", "--epochs=1")  # of a batch of four views
+    assert finetune(encoder, listed, tmp_path / "run", *options) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["results"]["last"]["counts"]["tested"] == 6
+    assert result["skipped"] == [str(bad)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--schedule=drops"], "the learning rate never falls: none of --drop-epochs [60, 120, 180] "
+      "is below --epochs 2; --schedule cosine fits any length\n"),
+     (["--schedule=drops", "--drop-epochs", "1"], ""), ([], "")],
+)  # fmt: skip
+def test_a_learning_rate_that_never_falls_is_said(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings(*options)
+    assert capsys.readouterr().out == said
 
 
 def test_a_video_shorter_than_a_clip_is_an_error_by_name_where_that_is_asked(

@@ -158,6 +158,7 @@ def test_what_is_written_is_read_by_the_others(
     for name in ("encoder.pt", "classifier.pt"):
         out = tmp_path / f"{name}.json"
         arguments = [finished / name, manifest, f"--out={out}", "--cache=", "--workers=0"]
+        arguments.append("--backbone=tiny_encoder:with_norm")
         assert evaluate(list(map(str, arguments))) == 0
         reports.append(json.loads(out.read_text()))
         [about] = reports[-1]["encoders"].values()

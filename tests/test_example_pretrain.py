@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,7 +172,7 @@ def test_a_step_in_parts_is_the_step_as_a_whole(videos: Path, tmp_path: Path) ->
     for name, value in mine.items():
         if "rank0" not in name:
             torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-5)
-    for name in ("step", "loss", "learning_rate", "momentum"):
+    for name in ("step", "loss", "intra", "learning_rate", "momentum"):
         expected = [line[name] for line in timeless(whole)]
         assert [line[name] for line in timeless(parts)] == pytest.approx(expected, rel=1e-4)
 
@@ -261,6 +262,25 @@ def test_sets_of_all_kinds(videos: Path, tmp_path: Path) -> None:
         (["--backbone=r50"], "--backbone r50 is not in iivcl.backbones; a function of your own is "
          "my_module:my_function"),
         (["--data=/no/such/folder"], "--data /no/such/folder does not exist"),
+        (["--save-every=-5"], "--save-every must be above 0; got -5"),
+        (["--save-every=0"], "--save-every must be above 0; got 0"),
+        (["--lr=-1"], "--lr must be at least 0; got -1.0"),
+        (["--weight-decay=-1"], "--weight-decay must be at least 0; got -1.0"),
+        (["--workers=-1"], "--workers must be at least 0; got -1"),
+        (["--seed=8589934592"], "--seed must be in [0, 4294967296); got 8589934592"),
+        (["--temperature=0"], "--temperature must be above 0; got 0.0"),
+        (["--momentum=1.5"], "--momentum must be in [0, 1]; got 1.5"),
+        (["--neighbors=-1"], "--neighbors must be at least 0; got -1"),
+        (["--backbone=no_module:encoder"],
+         "--backbone no_module:encoder: ModuleNotFoundError: No module named 'no_module'"),
+        (["--backbone=tiny_encoder:gone"], "--backbone tiny_encoder:gone: AttributeError: module "
+         "'tiny_encoder' has no attribute 'gone'"),
+        (["--backbone=ProjectionHead"], "--backbone ProjectionHead: TypeError: "
+         "ProjectionHead.__init__() missing 3 required positional arguments: 'in_dim', "
+         "'hidden_dim', and 'out_dim'"),
+        (["--backbone=r3d_18", "--frames=2"], "`video` must have at least 8 frames of 16x16 pixels"
+         " for the strides of this backbone; got 2 frames of 32x32"),
+        (["--init=/gone.pt"], "[Errno 2] No such file or directory: '/gone.pt'"),
         (["--batch-size=23"], "{videos} holds 22 videos, and a step takes 23: give more videos, or "
          "a smaller --batch-size"),
     ],
@@ -271,6 +291,54 @@ def test_settings_that_cannot_be(
     with pytest.raises(SystemExit) as error:
         pretrain(videos, tmp_path / "run", *options)
     assert error.value.code == "error: " + message.format(videos=videos)
+    assert not (tmp_path / "run").exists()  # which another run may now begin
+
+
+def settled(*options: str) -> Any:
+    module = pretraining.load()
+    args = module.parse_args(["--data=x", "--out=y", *pretraining.SMALL, *options])
+    module.settle(args)
+    return args
+
+
+@pytest.mark.parametrize(
+    ("options", "form"),
+    [(["--method=iivcl"], "out"), (["--method=rho-moco", "--clips=4"], "per_positive"),
+     (["--method=rho-moco", "--form=in"], "in")],
+)  # fmt: skip
+def test_the_form_of_several_positives_is_that_of_the_method(options: list[str], form: str) -> None:
+    assert settled(*options).form == form
+
+
+@pytest.mark.parametrize(
+    ("options", "fewer"),
+    [(["--method=simclr"], True), (["--method=nnclr"], True), (["--method=iivcl"], False),
+     (["--method=iivcl", "--negatives=queue+batch"], True)],
+)  # fmt: skip
+def test_parts_that_have_fewer_negatives_say_so(
+    options: list[str], fewer: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settled(*options, "--accumulate=2")
+    said = "--accumulate 2: the negatives of a batch are those of a part, 2 videos and not 4\n"
+    assert capsys.readouterr().out == (said if fewer else "")
+
+
+def test_online_knn_leaves_out_a_batch_that_cannot_be_read(videos: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(videos, tmp_path / "videos"))
+    for path in sorted(data.glob("*/*.mp4"))[16:]:  # all of the second batch
+        path.write_bytes(b"no video")
+    assert pretrain(data, tmp_path / "run", "--epochs=1", "--knn-every=1") == 0
+    assert 0 <= log(tmp_path / "run")[-1]["knn_accuracy"] <= 1
+
+
+def test_a_folder_may_be_named_like_a_shard(videos: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(videos, tmp_path / "x.tar" / "set"))
+    assert pretrain(data, tmp_path / "run", "--epochs=1") == 0
+    shards = pretraining.write_shards(videos, tmp_path / "x.tar" / "shards")
+    content = pretraining.load("_watch").content_of
+    [first, *_] = sorted(videos.glob("*/*.mp4"))
+    assert content(f"{shards}/0.tar/000000.mp4") == first.read_bytes()
+    assert content(str(data / "gone.mp4")) == str(data / "gone.mp4")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what a CPU does")

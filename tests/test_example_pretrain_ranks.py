@@ -178,6 +178,10 @@ def test_gradients_of_a_step_in_parts_are_averaged_over_ranks() -> None:
             torch.testing.assert_close(found, expected)
 
 
+def test_what_one_rank_does_not_know_is_the_mean_of_the_others() -> None:
+    assert run_on_ranks(2, pretraining.purity_of_labelled) == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_that_were_told_to_stop_go_on_bit_for_bit(name: str, of_two_ranks: Path) -> None:
     assert_same_run(of_two_ranks / f"{name} broken", of_two_ranks / name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretraining import assert_same_run, log, pretrain, tensors, timeless
+from PIL import Image
+from pretraining import assert_same_run, log, pretrain, small_disk, tensors, timeless
 
 from iivcl import MoCoQueue
 from iivcl.data import make_synthetic_videos
@@ -160,17 +160,6 @@ def test_no_checkpoint_that_is_whole_is_an_error(
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """No file may grow over 6 kB, which is what a full disk does to a file."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     user, modes = os.geteuid(), {path: path.stat().st_mode for path in (folder, *folder.parents)}
     if user == 0:  # whom no mode keeps from writing: another user then, who may look into all
@@ -213,6 +202,24 @@ def test_what_cannot_be_saved_leaves_the_last_checkpoint_whole(
     assert not list(checkpoints.glob("*.tmp"))
     assert pretrain(videos, stopped, *again) == 0
     assert_same_run(stopped, finished)
+
+
+def test_of_a_file_that_cannot_be_written_nothing_is_left(tmp_path: Path) -> None:
+    write_whole = pretraining.load("_resume").write_whole
+    write_whole(tmp_path / "result.json", "before")
+    with pytest.raises(OSError, match="File too large"), small_disk(tmp_path):
+        write_whole(tmp_path / "result.json", "x" * 7_000)
+    assert os.listdir(tmp_path) == ["result.json"]
+    assert (tmp_path / "result.json").read_text() == "before"
+
+
+def test_half_a_picture_is_not_left_in_a_run(tmp_path: Path) -> None:
+    watch = pretraining.load("_watch").Log(tmp_path, 0, clips_per_step=8)
+    sheet = Image.effect_noise((128, 128), 90)
+    with pytest.raises(OSError, match="File too large"), small_disk(tmp_path):
+        watch.write(1, {}, sheet)
+    watch.close()
+    assert list((tmp_path / "neighbors").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(videos: Path, tmp_path: Path) -> None:
