@@ -130,7 +130,7 @@ def tables(cells: Cells) -> str:
 def answer(cells: Cells, question: str) -> str:
     """Write the table of one question, or say that it has no pair."""
     methods, chosen = QUESTIONS[question], groups(cells)
-    if question not in ("crops", "longer"):  # which are asked of runs of every length
+    if question not in ("adds", "crops", "longer"):  # which are asked of runs of every length
         most = main_groups([cell for cell in cells if cell["method"] in methods])
         chosen = {key: chosen[key] for key in most}
     rows = []
