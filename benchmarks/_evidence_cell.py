@@ -101,7 +101,7 @@ def states_of(
     pair = (id(videos), tuple(places.tolist()), steps, seed, half)
     if pair not in _STATES:
         _STATES.clear()  # pairs come one after the other
-    shared = {"find", "term", "start", "weight"}  # what counts from the first neighbour on
+    shared = {"find", "term", "start", "weight", "ramp"}  # what counts from the first neighbour on
     parts = tuple(value for name, value in vars(method).items() if name not in shared)
     return _STATES.setdefault(pair, {}).setdefault(parts, {})
 

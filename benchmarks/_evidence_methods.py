@@ -138,9 +138,11 @@ def _only(found: Neighbors, keep: Tensor) -> Neighbors:
 Term = Callable[[Tensor, Tensor, NNSupportQueue, Tensor, Neighbors], Tensor]
 
 
-def attract(form: Literal["per_positive", "out", "in"] = "out") -> Term:
+def attract(
+    form: Literal["per_positive", "out", "in"] = "out", *, temperature: float = TEMPERATURE
+) -> Term:
     """Take the library's inter term, by its default form: all neighbours count alike."""
-    criterion = IIVCLLoss(temperature=TEMPERATURE, batch_negatives=True, form=form)
+    criterion = IIVCLLoss(temperature=temperature, batch_negatives=True, form=form)
 
     def term(
         query: Tensor, key: Tensor, queue: NNSupportQueue, ids: Tensor, found: Neighbors
@@ -223,6 +225,7 @@ class Method:
         term: What they do.
         start: Share of the steps before they count.
         weight: Weight of ``term``.
+        ramp: Share of the steps in which the weight rises to it, evenly.
         ids: What has one id, and is no negative: each video, the takes of one thing, or all videos
             of a person.
         apart: Rows of what is never found, though they are negatives; None for what has one id.
@@ -244,6 +247,7 @@ class Method:
     term: Term = field(default_factory=attract)
     start: float = 0.4
     weight: float = 1.0
+    ramp: float = 0.0
     ids: Literal["videos", "takes", "people"] = "videos"
     apart: Literal["people"] | None = None
     query: Literal["embedding", "prediction"] = "embedding"
@@ -253,6 +257,11 @@ class Method:
     sees: Literal["frames", "changes"] = "frames"
     colours: bool = True
     queue: int = 512
+
+    def weight_at(self, progress: float) -> float:
+        """Give the weight after so large a share of the steps."""
+        risen = (progress - self.start) / self.ramp if self.ramp else 1.0
+        return self.weight * min(1.0, risen)
 
 
 GATE = kept(nearest(10), mutual, agreed)
@@ -266,19 +275,12 @@ METHODS: dict[str, Method] = {
     "oracle-k1": Method(find=oracle(1.0, 1)),
     "oracle-k10": Method(find=oracle(1.0, 10)),
     # What makes them purer?
-    "takes": Method(find=nearest(5), ids="takes"),
-    "people": Method(find=nearest(5), ids="people"),
     "agreed-people": Method(find=kept(nearest(5), agreed), ids="people"),
     "mutual": Method(find=kept(nearest(5), mutual)),
     "agreed": Method(find=kept(nearest(5), agreed)),
     "mean": Method(find=nearest_to_mean(5)),
-    "gate-takes": Method(find=GATE, ids="takes"),
     "second-view": Method(find=nearest(5), lookup="changes"),
     "agreed-second-view": Method(find=kept(nearest(5), agreed), lookup="changes"),
-    "gate-second-view": Method(find=GATE, lookup="changes"),
-    "both-views": Method(find=nearest(5), lookup="both"),
-    "both-views-takes": Method(find=nearest(5), lookup="both", ids="takes"),
-    "gate-both-views": Method(find=GATE, lookup="both"),
     "videos": Method(find=near_videos, unit="videos"),
     "mutual-videos": Method(find=near_videos, unit="mutual-videos"),
     "apart": Method(find=nearest(5), apart="people"),
@@ -287,14 +289,11 @@ METHODS: dict[str, Method] = {
     "agreed-second-view-apart": Method(
         find=kept(nearest(5), agreed), lookup="changes", apart="people"
     ),
-    "mutual-videos-apart": Method(find=near_videos, unit="mutual-videos", apart="people"),
     "both-views-videos-apart": Method(
         find=near_videos, lookup="both", unit="mutual-videos", apart="people"
     ),
     "queue-2048": Method(find=nearest(5), queue=2048),
-    "second-view-from-0": Method(find=nearest(5), lookup="changes", start=0.0),
     "second-view-from-0-twice": Method(find=nearest(5), lookup="changes", start=0.0, weight=2.0),
-    "agreed-second-view-from-0": Method(find=kept(nearest(5), agreed), lookup="changes", start=0.0),
     # What makes impure ones harmless?
     "soft": Method(find=nearest(10), term=weighted(soft=TEMPERATURE)),
     "own-key": Method(find=nearest(5), term=weighted(own=1.0)),
@@ -328,10 +327,24 @@ METHODS: dict[str, Method] = {
     "changes-agreed": Method(find=kept(nearest(5), agreed), sees="changes"),
     "changes-twice": Method(find=nearest(5), weight=2.0, sees="changes"),
     "changes-four-times": Method(find=nearest(5), weight=4.0, sees="changes"),
+    "changes-four-times-from-0": Method(find=nearest(5), weight=4.0, start=0.0, sees="changes"),
+    "changes-four-times-ramp": Method(
+        find=nearest(5), weight=4.0, start=0.2, ramp=0.4, sees="changes"
+    ),
+    "changes-four-times-late": Method(find=nearest(5), weight=4.0, start=0.75, sees="changes"),
+    "changes-four-times-k1": Method(find=nearest(1), weight=4.0, sees="changes"),
+    "changes-four-times-in": Method(
+        find=nearest(5), weight=4.0, term=attract("in"), sees="changes"
+    ),
+    "changes-four-times-warm": Method(
+        find=nearest(5), weight=4.0, term=attract(temperature=2 * TEMPERATURE), sees="changes"
+    ),
+    "changes-four-times-cold": Method(
+        find=nearest(5), weight=4.0, term=attract(temperature=TEMPERATURE / 2), sees="changes"
+    ),
     "changes-eight-times": Method(find=nearest(5), weight=8.0, sees="changes"),
     "changes-k20": Method(find=nearest(20), sees="changes"),
     "changes-k20-twice": Method(find=nearest(20), weight=2.0, sees="changes"),
-    "changes-apart": Method(find=nearest(5), apart="people", sees="changes"),
     "changes-apart-four-times": Method(find=nearest(5), apart="people", weight=4.0, sees="changes"),
     "changes-agreed-four-times": Method(find=kept(nearest(5), agreed), weight=4.0, sees="changes"),
     "changes-again-videos": Method(
@@ -342,9 +355,7 @@ METHODS: dict[str, Method] = {
         weight=2.0,
         sees="changes",
     ),
-    "changes-soft-own": Method(
-        find=nearest(10), term=weighted(soft=TEMPERATURE, own=1.0), sees="changes"
-    ),
     "changes-takes": Method(find=nearest(5), ids="takes", sees="changes"),
+    "changes-takes-four-times": Method(find=nearest(5), weight=4.0, ids="takes", sees="changes"),
     "changes-oracle": Method(find=oracle(1.0, 5), sees="changes"),
 }

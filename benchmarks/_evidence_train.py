@@ -183,7 +183,7 @@ class Run:
                 for i in (0, 1)
             ]
             term = torch.stack(inter).mean()
-            loss = loss + method.weight * term
+            loss = loss + method.weight_at(step / self.steps) * term
             if shown:
                 point |= {"inter": term.item(), **watch_accepted(found[0], look)}
         if shown:

@@ -477,7 +477,7 @@ def test_people_who_are_apart_are_negatives_and_no_neighbours(
 
 @pytest.mark.parametrize(
     ("name", "before"),
-    [("second-view-from-0", "changes-intra"), ("changes-again-videos", "changes-intra")],
+    [("second-view-from-0-twice", "changes-intra"), ("changes-again-videos", "changes-intra")],
 )
 def test_what_was_trained_before_looks_up_and_changes_no_more(
     evidence: ModuleType,
@@ -512,6 +512,21 @@ def test_what_was_trained_before_looks_up_and_changes_no_more(
     # It looks up from the first step on: the keys of the two queues differ.
     assert not torch.allclose(run.state.queues[0].keys, run.state.lookup_queue.keys, atol=0.1)
     assert "accepted" in run.state.curves[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("changes-four-times-ramp", {0.2: 0.0, 0.3: 1.0, 0.4: 2.0, 0.6: 4.0, 0.9: 4.0}),
+        ("changes-four-times", {0.4: 4.0, 0.9: 4.0}),
+        ("plain", {0.4: 1.0, 0.9: 1.0}),
+    ],
+)
+def test_the_weight_rises_evenly_and_stays(
+    methods: ModuleType, name: str, weights: dict[float, float]
+) -> None:
+    method = methods.METHODS[name]
+    assert {at: pytest.approx(method.weight_at(at)) for at in weights} == weights
 
 
 def test_encoders_differ_in_what_they_see_alone(features: ModuleType) -> None:
