@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 VIVID = {"brightness": 0.6, "contrast": 0.6, "saturation": 0.8, "hue": 0.5}
 MILD = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3)
-REAL = Setting(2400, 2, 40, (0.4, 1.0), MILD, 1e-3)
+REAL = Setting(4800, 2, 40, (0.4, 1.0), MILD, 1e-3)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
 INTER_START, TEMPERATURE = 0.4, 0.1  # the inter term begins after that share of the steps
