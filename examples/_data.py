@@ -73,7 +73,8 @@ class Data:
         self.share, self.parts = args.batch_size // world_size(), args.accumulate
         part = self.share // self.parts
         need(args.data.exists(), f"--data {args.data} does not exist")
-        shards = sorted(args.data.glob("*.tar")) if args.data.is_dir() else [args.data]
+        listed = args.data.glob("*.tar") if args.data.is_dir() else [args.data]
+        shards = sorted(path for path in listed if path.is_file())
         self.is_tar = videos is None and bool(shards) and shards[0].suffix == ".tar"
         recipe = recipe or ClipRecipe(
             num_frames=args.frames, stride=args.stride, clips_per_video=args.clips,

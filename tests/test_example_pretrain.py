@@ -334,6 +334,7 @@ def test_online_knn_leaves_out_a_batch_that_cannot_be_read(videos: Path, tmp_pat
 def test_a_folder_may_be_named_like_a_shard(videos: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(videos, tmp_path / "x.tar" / "set"))
     assert pretrain(data, tmp_path / "run", "--epochs=1") == 0
+    assert pretrain(tmp_path, tmp_path / "whole", "--epochs=1") == 0  # which has it as a class
     shards = pretraining.write_shards(videos, tmp_path / "x.tar" / "shards")
     content = pretraining.load("_watch").content_of
     [first, *_] = sorted(videos.glob("*/*.mp4"))
