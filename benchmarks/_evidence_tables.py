@@ -27,7 +27,9 @@ CURVES = {
     "accepted": "accepted",
     "purity": "their purity",
 }
+ENDS = ["R@1 without", "R@1 with", "gain", "mAP without", "mAP with", "gain"]
 WHITENED = ["R@1", "R@1 whitened", "difference", "mAP", "mAP whitened", "difference"]
+EXAMPLE = "changes-four-times"  # what examples/train_minimal.py does
 HEADER = ["method", "cells", *METRICS.values(), *GAINS, *CURVES.values()]
 # What each question compares, in the order of the page.
 QUESTIONS = {
@@ -60,15 +62,20 @@ def partner(method: str) -> str:
     return own if own in METHODS and own != method else "intra"
 
 
-def paired(cells: Cells, method: str, metric: str) -> list[float]:
-    """Subtract from a method's results those of its partner of the same fold, seed and device."""
+def both(cells: Cells, method: str, metric: str) -> list[tuple[float, float]]:
+    """Put the results of a method after those of its partner of the same fold, seed and device."""
     of: dict[str, dict[tuple[Any, ...], float]] = {method: {}, partner(method): {}}
     for cell in cells:
         if cell["method"] in of and metric in cell["results"]:
             pair = cell["fold"], cell["seed"], cell["on"]
             of[cell["method"]][pair] = cell["results"][metric]
     without = of[partner(method)]
-    return [value - without[pair] for pair, value in of[method].items() if pair in without]
+    return [(without[pair], value) for pair, value in of[method].items() if pair in without]
+
+
+def paired(cells: Cells, method: str, metric: str) -> list[float]:
+    """Subtract from a method's results those of its partner of the same fold, seed and device."""
+    return [after - before for before, after in both(cells, method, metric)]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -142,6 +149,21 @@ def answer(cells: Cells, question: str) -> str:
     if not rows:
         return "Not yet measured.\n"
     return table(["method", "set, steps", *GAINS, *CURVES.values()], rows)
+
+
+def example(cells: Cells) -> str:
+    """Write what neighbours add to the encoder of the example, by its settings, on every set."""
+    rows = []
+    for (name, steps), part in groups(cells).items():
+        line = [f"{name}, {steps:,}", str(len(both(part, EXAMPLE, "recall_at_1")))]
+        for metric in ("recall_at_1", "mean_average_precision"):
+            ends = zip(*both(part, EXAMPLE, metric), strict=True)
+            line += [f"{statistics.fmean(values):.3f}" for values in ends]
+            line.append(signed(*interval(paired(part, EXAMPLE, metric))))
+        rows += [line] * (line[1] != "0")
+    if not rows:
+        return "Not yet measured.\n"
+    return table(["set, steps", "pairs", *ENDS], rows)
 
 
 def whitened(cells: Cells) -> str:

@@ -31,7 +31,7 @@ import torch
 from _evidence_cell import BASELINES, run_cell
 from _evidence_methods import METHODS
 from _evidence_sets import FOLDS, GENERATED, Videos, fold, load_set, official
-from _evidence_tables import QUESTIONS, answer, interval, paired, tables, whitened
+from _evidence_tables import QUESTIONS, answer, example, interval, paired, tables, whitened
 from _measure import environment
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -180,8 +180,9 @@ def is_hopeless(cell: Cell, cells: Sequence[dict[str, Any]]) -> bool:
 
 def with_tables(page: str, cells: Sequence[dict[str, Any]]) -> str:
     """Write the tables into the page, between the marks of each."""
-    answers = [(question, answer(cells, question)) for question in QUESTIONS]
-    for name, text in [("all", tables(cells)), ("whitened", whitened(cells)), *answers]:
+    written = {"example": example(cells), "whitened": whitened(cells), "all": tables(cells)}
+    written |= {question: answer(cells, question) for question in QUESTIONS}
+    for name, text in written.items():
         head, rest = page.split(BEGIN.format(name))
         page = f"{head}{BEGIN.format(name)}\n\n{text}\n{END}{rest.split(END, 1)[1]}"
     return page

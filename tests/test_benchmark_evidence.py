@@ -254,6 +254,19 @@ def test_a_question_is_answered_by_the_length_with_most_cells(tables: ModuleType
     assert tables.answer(cells[:2], "crops") == "Not yet measured.\n"
 
 
+def test_first_table_has_both_ends_of_the_pairs_of_the_example(tables: ModuleType) -> None:
+    cells = [cell("changes-intra", fold, recall) for fold, recall in enumerate((0.2, 0.4, 0.9))]
+    assert tables.example(cells) == "Not yet measured.\n"
+    cells += [cell(tables.EXAMPLE, fold, recall) for fold, recall in enumerate((0.3, 0.5))]
+    cells += [cell("plain", 0, 0.1) | {"set": "other"}]  # nor has that a pair
+    for one, precision in zip((cells[0], cells[3], cells[4]), (0.2, 0.25, 0.9), strict=True):
+        one["results"]["mean_average_precision"] = precision
+    *_, line = tables.example(cells).strip().splitlines()
+    gain = "+0.100 [+0.100, +0.100]"  # the third has no partner
+    assert line == f"| tiny, 2 | 2 | 0.300 | 0.400 | {gain} | 0.200 | 0.250 | +0.050 |"
+    assert len(tables.example(cells).strip().splitlines()) == 3
+
+
 def test_whitening_is_compared_within_each_cell(tables: ModuleType) -> None:
     cells = [cell("intra", fold, 0.5) for fold in range(4)]
     for one, after in zip(cells, (0.6, 0.7, 0.65), strict=False):  # the last has no such measure
