@@ -158,7 +158,7 @@ def example(cells: Cells) -> str:
         line = [f"{name}, {steps:,}", str(len(both(part, EXAMPLE, "recall_at_1")))]
         for metric in ("recall_at_1", "mean_average_precision"):
             ends = zip(*both(part, EXAMPLE, metric), strict=True)
-            line += [f"{statistics.fmean(values):.3f}" for values in ends]
+            line += [f"{statistics.fmean(values):.3f}" for values in ends] or ["-", "-"]
             line.append(signed(*interval(paired(part, EXAMPLE, metric))))
         rows += [line] * (line[1] != "0")
     if not rows:

@@ -46,7 +46,7 @@ SHAPES = Setting(210, 1, 32, (0.7, 1.0), VIVID, 3e-3)
 REAL = Setting(4800, 2, 40, (0.4, 1.0), MILD, 1e-3)
 
 NUM_FRAMES, WIDTH, DIM = 16, 16, 128  # of a clip; channels of the first block; of an embedding
-INTER_START, TEMPERATURE = 0.4, 0.1  # the inter term begins after that share of the steps
+INTER_START, INTER_WEIGHT, TEMPERATURE = 0.4, 4.0, 0.1  # share of steps before inter; its weight
 QUEUE_SIZE, MOMENTUM = 512, 0.98  # of the key encoder, rising to 1; nearer to 1 in a longer run
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     key_encoder, untrained = momentum_copy(encoder), momentum_copy(backbone)
     queue = NNSupportQueue(QUEUE_SIZE, DIM).to(args.device)
     loss_fn = IIVCLLoss(temperature=TEMPERATURE, batch_negatives=True)
-    weight = 4.0 if args.backbone == "small" else 1.0  # of inter: more where changes are seen
+    weight = INTER_WEIGHT if args.backbone == "small" else 1.0  # more where changes are seen
     optimizer = torch.optim.AdamW(encoder.parameters(), setting.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 

@@ -265,6 +265,19 @@ def test_first_table_has_both_ends_of_the_pairs_of_the_example(tables: ModuleTyp
     gain = "+0.100 [+0.100, +0.100]"  # the third has no partner
     assert line == f"| tiny, 2 | 2 | 0.300 | 0.400 | {gain} | 0.200 | 0.250 | +0.050 |"
     assert len(tables.example(cells).strip().splitlines()) == 3
+    del cells[0]["results"]["mean_average_precision"]  # which older cells lack
+    *_, line = tables.example(cells).strip().splitlines()
+    assert line == f"| tiny, 2 | 2 | 0.300 | 0.400 | {gain} | - | - | - |"
+
+
+def test_method_of_the_first_table_is_the_example(
+    tables: ModuleType, methods: ModuleType, features: ModuleType
+) -> None:
+    method, script = methods.METHODS[tables.EXAMPLE], features.MINIMAL
+    names = ("INTER_START", "INTER_WEIGHT", "QUEUE_SIZE", "TEMPERATURE")
+    found = (method.start, method.weight, method.queue, methods.TEMPERATURE)
+    assert found == tuple(script[name] for name in names)
+    assert (method.sees, method.ramp, method.ids) == ("changes", 0.0, "videos")
 
 
 def test_whitening_is_compared_within_each_cell(tables: ModuleType) -> None:
